@@ -1,0 +1,346 @@
+"""Every knob of the project, as frozen dataclasses, readable in one sitting.
+
+A field that changes the numbers of a run enters the fingerprint; one marked `runtime(...)` does not (how often a line is
+printed, where a checkpoint lies). Zero means "derived" where the comment says so; derived values are properties, and
+`describe` prints them all at the start of a run. An impossible value raises `ConfigError`, which names the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from jaxlm.contract import InputError
+
+
+class ConfigError(InputError):
+    """An impossible value of a field. `field` is its dotted name, as on the command line."""
+
+    def __init__(self, field: str, expected: str, found: object):
+        self.field, self.expected, self.found = field, expected, found
+        super().__init__(f"{flag(field)}: expected {expected}, found {found!r}")
+
+
+def flag(dotted: str) -> str:
+    """The command-line spelling of a field: `model.n_layers` -> `--model.n-layers`."""
+    return "--" + dotted.replace("_", "-")
+
+
+def runtime(default: Any) -> Any:
+    """A field that changes no number of a run, and so stays out of the fingerprint."""
+    return field(default=default, metadata={"runtime": True})
+
+
+class Section:
+    """One section of `RunConfig`; `require` raises ConfigError with the dotted name of the field."""
+
+    section: ClassVar[str] = ""
+
+    def require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            dotted = f"{self.section}.{name}" if self.section else name
+            raise ConfigError(dotted, expected, getattr(self, name))
+
+    def require_at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            ok = isinstance(value, (int, float)) and math.isfinite(value) and value >= low
+            self.require(ok, name, f"a number >= {low}")
+
+    def require_one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        self.require(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(Section):
+    """Byte-level BPE: an existing tokenizer, or how to train one."""
+
+    section: ClassVar[str] = "tokenizer"
+    path: str = ""  # directory of an existing tokenizer; empty: train one on the data's source
+    vocab_size: int = 4096  # tokens in all: 256 bytes, the merges, the special tokens
+    pattern: Literal["gpt2", "cl100k"] = "gpt2"  # pre-token pattern
+    ties: Literal["bytes", "ids"] = "bytes"  # between equally frequent pairs: greatest byte strings, or smallest ids
+    special_tokens: tuple[str, ...] = ("<|endoftext|>",)  # the first one opens and closes every document
+    train_bytes: int = 16_000_000  # bytes of text that the merges are trained on; 0: all
+
+    def __post_init__(self) -> None:
+        self.require_one_of("pattern", ("gpt2", "cl100k"))
+        self.require_one_of("ties", ("bytes", "ids"))
+        self.require(len(self.special_tokens) > 0, "special_tokens", "at least one, which opens and closes documents")
+        self.require(all(self.special_tokens), "special_tokens", "no empty string")
+        self.require(len(set(self.special_tokens)) == len(self.special_tokens), "special_tokens", "no repetition")
+        least = 256 + len(self.special_tokens)
+        self.require(self.vocab_size >= least, "vocab_size", f">= {least} (256 bytes and the special tokens)")
+        self.require_at_least(0, "train_bytes")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Documents to shards to batches."""
+
+    section: ClassVar[str] = "data"
+    source: tuple[str, ...] = ("stdlib:",)  # files, folders, globs (.txt .md .rst .py .jsonl[.gz|.zst] .parquet), or stdlib:
+    path: str = ""  # directory of existing shards; empty: build them from the source
+    text_field: str = "text"  # the field of .jsonl and .parquet that holds the text
+    val_fraction: float = 0.02  # share of documents for validation, by the hash of their bytes
+    order_seed: int = 0  # seed of the permutation of training rows
+    shard_tokens: int = 1 << 24  # tokens in one shard file
+    max_bytes: int = 0  # stop reading after so many bytes of text; 0: read all
+    strict: bool = False  # refuse invalid UTF-8 instead of counting and replacing it
+    min_supervised: float = 0.05  # a batch with a smaller share of supervised labels is an error
+    prefetch: int = runtime(2)  # batches made ahead of the step
+
+    def __post_init__(self) -> None:
+        self.require(bool(self.source) or bool(self.path), "source", "at least one source")
+        self.require(0.0 < self.val_fraction < 1.0, "val_fraction", "a share between 0 and 1")
+        self.require(0.0 < self.min_supervised <= 1.0, "min_supervised", "a share above 0, at most 1")
+        self.require_at_least(0, "order_seed", "max_bytes", "prefetch")
+        self.require_at_least(1024, "shard_tokens")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Decoder-only transformer."""
+
+    section: ClassVar[str] = "model"
+    vocab_size: int = 0  # 0: the tokenizer's
+    d_model: int = 256  # model width
+    n_layers: int = 4  # blocks
+    n_heads: int = 4  # query heads
+    n_kv_heads: int = 0  # key/value heads; 0: as many as query heads
+    head_dim: int = 0  # width of a head; 0: d_model / n_heads
+    d_ff: int = 0  # hidden width; 0: 8/3 d_model (swiglu, rounded up to 64) or 4 d_model
+    context_length: int = 256  # longest position the model is trained on
+    norm: Literal["pre", "post", "none"] = "pre"  # RMSNorm before, after, or nowhere
+    norm_eps: float = 1e-6  # added to the mean square
+    pos: Literal["rope", "none"] = "rope"  # position encoding
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    rope_pairing: Literal["half", "interleaved"] = "half"  # which components form a rotated pair
+    ffn: Literal["swiglu", "silu", "gelu"] = "swiglu"  # feed-forward
+    qk_norm: bool = False  # RMSNorm of queries and keys per head, before the rotation
+    attention_bias: bool = False  # biases on the query, key, value and output projections
+    attention_softcap: float = 0.0  # c * tanh(scores / c); 0: off
+    logit_softcap: float = 0.0  # c * tanh(logits / c); 0: off
+    window: int = 0  # sliding window in tokens, the query included; 0: all of the past
+    tie_embeddings: bool = True  # the head is the embedding
+    dropout: float = 0.0  # on the output of attention and feed-forward, in training
+    vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this; padded logits are masked
+    init_std: float = 0.02  # standard deviation of the initial weights
+    scan_layers: bool = runtime(True)  # one compiled block for all layers
+
+    def __post_init__(self) -> None:
+        self.require_at_least(0, "vocab_size", "n_kv_heads", "head_dim", "d_ff", "window")
+        self.require_at_least(1, "d_model", "n_layers", "n_heads", "context_length", "vocab_multiple")
+        self.require_one_of("norm", ("pre", "post", "none"))
+        self.require_one_of("pos", ("rope", "none"))
+        self.require_one_of("rope_pairing", ("half", "interleaved"))
+        self.require_one_of("ffn", ("swiglu", "silu", "gelu"))
+        self.require_at_least(0.0, "norm_eps", "attention_softcap", "logit_softcap")
+        self.require(0.0 <= self.dropout < 1.0, "dropout", "a share >= 0 and < 1")
+        self.require(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "a number > 0")
+        self.require(self.rope_theta > 1 and math.isfinite(self.rope_theta), "rope_theta", "a number > 1")
+        if self.head_dim == 0:
+            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
+            nearest = min(divisors, key=lambda n: (abs(n - self.n_heads), n))
+            self.require(
+                self.d_model % self.n_heads == 0,
+                "n_heads",
+                f"a divisor of --model.d-model {self.d_model} (the nearest is {nearest}), or --model.head-dim set",
+            )
+        self.require(
+            self.n_heads % self.kv_heads == 0, "n_kv_heads", f"a divisor of --model.n-heads {self.n_heads}"
+        )
+        self.require(self.pos != "rope" or self.head_width % 2 == 0, "head_dim", f"an even width (it is {self.head_width})")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads, K."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head, H."""
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        """Hidden width of the feed-forward, F. For swiglu 8/3 D, so that three matrices cost what two of 4 D do."""
+        if self.d_ff:
+            return self.d_ff
+        return 64 * math.ceil(8 * self.d_model / 3 / 64) if self.ffn == "swiglu" else 4 * self.d_model
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding: the vocabulary, rounded up to `vocab_multiple`."""
+        if self.vocab_size == 0:
+            raise ConfigError("model.vocab_size", "a size, here where no tokenizer gives it", 0)
+        return self.vocab_multiple * math.ceil(self.vocab_size / self.vocab_multiple)
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """AdamW, its schedule and its clipping."""
+
+    section: ClassVar[str] = "optim"
+    lr: float = 1e-3  # peak learning rate
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # decoupled decay
+    no_decay: str = r"(norm|bias|embed)"  # parameters whose path matches this do not decay
+    clip_norm: float = 1.0  # largest global norm of the gradient; 0: no clipping
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: int = 100  # linear from 0 to the peak
+    decay_share: float = 0.2  # wsd: the last share of the steps, in which the rate falls
+    min_lr_ratio: float = 0.1  # last learning rate, as a share of the peak
+
+    def __post_init__(self) -> None:
+        self.require(self.lr > 0 and math.isfinite(self.lr), "lr", "a number > 0")
+        for name in ("b1", "b2"):
+            self.require(0.0 <= getattr(self, name) < 1.0, name, "a number >= 0 and < 1")
+        self.require(self.eps > 0, "eps", "a number > 0")
+        self.require_at_least(0, "weight_decay", "clip_norm", "warmup_steps")
+        self.require_one_of("schedule", ("cosine", "linear", "wsd", "constant"))
+        self.require(0.0 < self.decay_share <= 1.0, "decay_share", "a share above 0, at most 1")
+        self.require(0.0 <= self.min_lr_ratio <= 1.0, "min_lr_ratio", "a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """The step and how often it runs."""
+
+    section: ClassVar[str] = "train"
+    steps: int = 1000  # optimizer steps in all
+    batch_size: int = 32  # rows of context_length tokens in one step, over all devices
+    grad_accum: int = 1  # micro-batches that one step is cut into
+    seed: int = 0  # of the initial weights and of dropout
+    z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the activations; weights stay float32
+    max_skipped: int = 10  # stop after so many steps in a row with a non-finite gradient
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "steps", "batch_size", "grad_accum", "max_skipped")
+        self.require_at_least(0, "seed", "z_loss")
+        self.require_one_of("precision", ("float32", "bfloat16", "float16"))
+        self.require(
+            self.batch_size % self.grad_accum == 0, "grad_accum", f"a divisor of --train.batch-size {self.batch_size}"
+        )
+
+
+@dataclass(frozen=True)
+class MeshConfig(Section):
+    """Device mesh and the rules that lay arrays on it. Axes always exist; size 1 when unused."""
+
+    section: ClassVar[str] = "mesh"
+    data: int = 1  # replicas
+    fsdp: int = 1  # shards of weights and optimizer state
+    tensor: int = 1  # shards of heads, hidden width and vocabulary
+    context: int = 1  # shards of the sequence
+    rules: Literal["single", "dp", "fsdp", "tp", "fsdp_tp"] = "single"  # preset of logical-axis rules
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "data", "fsdp", "tensor", "context")
+        self.require_one_of("rules", ("single", "dp", "fsdp", "tp", "fsdp_tp"))
+
+    @property
+    def size(self) -> int:
+        """Devices in the mesh."""
+        return self.data * self.fsdp * self.tensor * self.context
+
+
+@dataclass(frozen=True)
+class WatchConfig(Section):
+    """What is printed while the run goes on. Telemetry itself is always recorded, every step."""
+
+    section: ClassVar[str] = "watch"
+    live: bool = runtime(True)  # a live line where the output is a terminal
+    print_every: int = runtime(50)  # steps between printed lines where it is not
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "print_every")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(Section):
+    """When the state is saved and which saves are kept."""
+
+    section: ClassVar[str] = "checkpoint"
+    every: int = runtime(200)  # steps between checkpoints; the last step is always saved
+    keep_last: int = runtime(2)  # newest checkpoints to keep
+    keep_best: int = runtime(1)  # checkpoints with the lowest validation loss to keep
+    asynchronous: bool = runtime(True)  # write while the next steps run
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "every", "keep_last")
+        self.require_at_least(0, "keep_best")
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    """Validation during training, and `jaxlm eval`."""
+
+    section: ClassVar[str] = "eval"
+    every: int = 200  # steps between validations in training
+    batches: int = 8  # validation batches in training; 0: all
+    batch_size: int = runtime(16)  # rows scored at once by `jaxlm eval`
+    max_documents: int = runtime(0)  # documents scored by `jaxlm eval`; 0: all
+    resamples: int = runtime(1000)  # bootstrap resamples over documents
+    confidence: float = runtime(0.95)  # coverage of the interval
+    seed: int = runtime(0)  # of the bootstrap
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "every", "batch_size", "resamples")
+        self.require_at_least(0, "batches", "max_documents", "seed")
+        self.require(0.0 < self.confidence < 1.0, "confidence", "a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """One run: text to tokens to a trained, checkpointed, evaluated model."""
+
+    name: str = runtime("run")  # the run directory is runs/NAME unless --out says otherwise
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    watch: WatchConfig = WatchConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self) -> None:
+        rows = self.train.batch_size // self.train.grad_accum
+        shards = self.mesh.data * self.mesh.fsdp
+        if rows % shards:
+            raise ConfigError(
+                "train.batch_size",
+                f"a multiple of grad_accum * data * fsdp = {self.train.grad_accum * shards}",
+                self.train.batch_size,
+            )
+        if self.optim.schedule != "constant" and self.optim.warmup_steps > self.train.steps:
+            raise ConfigError("optim.warmup_steps", f"at most --train.steps {self.train.steps}", self.optim.warmup_steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions in one step."""
+        return self.train.batch_size * self.model.context_length
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of `RunConfig` by name."""
+    found = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    return {name: type(default) for name, default in found.items() if isinstance(default, Section)}
+
+
+def numbers(config: Any) -> dict[str, Any]:
+    """The fields of a config that change numbers, nested, as the fingerprint sees them."""
+    kept = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("runtime"):
+            continue
+        kept[f.name] = numbers(value) if dataclasses.is_dataclass(value) else value
+    return kept
