@@ -1,0 +1,169 @@
+"""Logical-axis rules: which mesh axes each letter of a weight and of an activation is laid on.
+
+Weights and activations are named apart, since the same letter may be sharded in one and whole in the other. A weight has
+two layouts: how it is stored (`weight`), and how it is used (`used`), in which the axes that also shard the batch are
+gathered: the explicit form of fully sharded data parallelism. The transpose of that gather is the reduce-scatter of
+its gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxlm.config.schema import MeshConfig
+from jaxlm.contract import InputError
+from jaxlm.parallel.mesh import MESH_AXES
+
+if TYPE_CHECKING:
+    from jaxlm.model.spec import ParamSpec
+
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AxisRules:
+    """Mesh axes of every logical axis, as tuples; an empty tuple is "whole on every device". None has a default.
+
+    Fields `a_*` are of activations, `w_*` of weights; the letter is that of `jaxlm.axes.ALPHABET`.
+    """
+
+    a_A: Axes
+    a_B: Axes
+    a_T: Axes
+    a_S: Axes
+    a_D: Axes
+    a_N: Axes
+    a_K: Axes
+    a_G: Axes
+    a_H: Axes
+    a_F: Axes
+    a_V: Axes
+    w_L: Axes
+    w_D: Axes
+    w_N: Axes
+    w_K: Axes
+    w_H: Axes
+    w_F: Axes
+    w_V: Axes
+
+    def activation(self, dims: str) -> P:
+        """PartitionSpec of an activation with the letters `dims`."""
+        return self._spec("a_", dims)
+
+    def weight(self, dims: str) -> P:
+        """PartitionSpec of a weight as it is stored."""
+        return self._spec("w_", dims)
+
+    def used(self, dims: str) -> P:
+        """PartitionSpec of a weight as it is used: the axes that shard the batch are gathered."""
+        stored = self._spec("w_", dims)
+        gathered = [tuple(axis for axis in _axes(entry) if axis not in self.a_B) for entry in stored]
+        return P(*(_entry(axes) for axes in gathered))
+
+    def _spec(self, prefix: str, dims: str) -> P:
+        axes = [getattr(self, prefix + letter) for letter in dims]
+        flat = [axis for entry in axes for axis in entry]
+        if len(flat) != len(set(flat)):
+            raise InputError(f"rules: {prefix}{dims} lays two dimensions on one mesh axis: {axes}")
+        return P(*(_entry(entry) for entry in axes))
+
+    # ---- what the model calls; each is the identity where no mesh is set ----
+
+    def gather(self, weight: jax.Array, dims: str) -> jax.Array:
+        """A stored weight in the layout of its use."""
+        return weight if _no_mesh() else jax.sharding.reshard(weight, self.used(dims))
+
+    def put(self, x: jax.Array, dims: str) -> jax.Array:
+        """An activation in its layout."""
+        return x if _no_mesh() else jax.sharding.reshard(x, self.activation(dims))
+
+    def einsum(self, equation: str, *operands: jax.Array, **options: Any) -> jax.Array:
+        """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow."""
+        if not _no_mesh():
+            options["out_sharding"] = self.activation(equation.split("->")[1])
+        return jnp.einsum(equation, *operands, **options)
+
+    def rows(self, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
+        """Rows of a table (used layout) by id, as an activation [B, T, D]."""
+        if _no_mesh():
+            return table_VD[ids_BT]
+        return table_VD.at[ids_BT].get(out_sharding=self.activation("BTD"))
+
+    # ---- validation and the printed table ----
+
+    def check(self, specs: dict[str, ParamSpec], mesh: MeshConfig) -> None:
+        """Raise InputError for a dimension that its mesh axes do not divide, naming the nearest size that works."""
+        for path, spec in specs.items():
+            for letter, size, entry in zip(spec.dims, spec.shape, self.weight(spec.dims), strict=True):
+                shards = math.prod(getattr(mesh, axis) for axis in _axes(entry))
+                if size % shards:
+                    nearest = shards * max(1, round(size / shards))
+                    raise InputError(
+                        f"{path}: axis {letter} has size {size}, which {shards} shards ({'*'.join(_axes(entry))}) do not "
+                        f"divide; the nearest size that works is {nearest}"
+                    )
+
+    def table(self, specs: dict[str, ParamSpec], mesh: MeshConfig) -> list[tuple[str, str, str, str, int]]:
+        """Rows (path, dims, shape, layout, bytes per device) of every parameter."""
+        rows = []
+        for path, spec in specs.items():
+            layout = self.weight(spec.dims)
+            shards = math.prod(getattr(mesh, axis) for entry in layout for axis in _axes(entry))
+            size = math.prod(spec.shape) * jnp.dtype(spec.dtype).itemsize // shards
+            rows.append((path, spec.dims, str(list(spec.shape)), str(layout), size))
+        return rows
+
+
+def _axes(entry: Any) -> Axes:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _entry(axes: Axes) -> str | Axes | None:
+    if not axes:
+        return None
+    return axes[0] if len(axes) == 1 else axes
+
+
+def _no_mesh() -> bool:
+    return jax.sharding.get_abstract_mesh().empty
+
+
+def _rules(**axes: Axes) -> AxisRules:
+    every = {f.name: axes.get(f.name, ()) for f in dataclasses.fields(AxisRules)}
+    return AxisRules(**every)
+
+
+_TENSOR: dict[str, Axes] = {
+    name: ("tensor",) for name in ("a_N", "a_K", "a_F", "a_V", "w_N", "w_K", "w_F", "w_V")
+}
+
+PRESETS: dict[str, AxisRules] = {
+    "single": _rules(),
+    "dp": _rules(a_B=("data",)),
+    "fsdp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",)),
+    "tp": _rules(a_B=("data",), **_TENSOR),
+    "fsdp_tp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",), **_TENSOR),
+}
+
+
+def rules_of(cfg: MeshConfig) -> AxisRules:
+    """The preset that a config names."""
+    return PRESETS[cfg.rules]
+
+
+def sharding(mesh: Mesh, spec: P) -> NamedSharding:
+    """`spec` on `mesh`, with every mesh axis known."""
+    unknown = {axis for entry in spec for axis in _axes(entry)} - set(MESH_AXES)
+    if unknown:
+        raise InputError(f"unknown mesh axes {sorted(unknown)}; expected some of {MESH_AXES}")
+    return NamedSharding(mesh, spec)

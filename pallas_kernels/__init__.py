@@ -1,0 +1,6 @@
+"""Attention kernels and their oracles. Imports jax only."""
+
+from pallas_kernels.ranges import KeyRanges, causal, decode, packed
+from pallas_kernels.reference import attention_float64, attention_reference
+
+__all__ = ["KeyRanges", "attention_float64", "attention_reference", "causal", "decode", "packed"]

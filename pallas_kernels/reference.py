@@ -1,0 +1,67 @@
+"""Attention over key ranges without a kernel: in XLA for every device, and in NumPy float64 as the oracle.
+
+Axes: B batch, T query, S key, N query head, K key/value head, G query heads per key/value head, H head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.ranges import KeyRanges
+
+# Finite, so that a row without keys gives exp(0) and not NaN; the row is zeroed afterwards.
+MASKED = -1e30
+
+
+def attention_reference(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, softcap: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Scaled dot-product attention, softmax in float32.
+
+    Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off.
+    Returns out_BTNH in the dtype of `v`, zero where a row sees no key, and lse_BTN in float32 (-1e30 there).
+    Source: Vaswani et al. 2017, section 3.2.1; grouped queries: Ainslie et al. 2023.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    G = N // K
+    q_BTKGH = q_BTNH.reshape(B, T, K, G, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen_BTS = ranges.mask(S)
+    scores = jnp.where(seen_BTS[:, None, None], scores, MASKED)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.where(seen_BTS[:, None, None], jnp.exp(scores - peak), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    empty = total == 0.0
+    safe = jnp.where(empty, 1.0, total)
+    weights = (weights / safe).astype(v_BSKH.dtype)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+    lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
+    return out, jnp.transpose(lse, (0, 3, 1, 2)).reshape(B, T, N)
+
+
+def attention_float64(
+    q_BTNH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, start_BT: np.ndarray, end_BT: np.ndarray, softcap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same in NumPy float64, one query at a time: slow, and written to be read. Returns out_BTNH and lse_BTN."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q_BTNH, k_BSKH, v_BSKH))
+    B, T, N, H = q.shape
+    group = N // k.shape[2]
+    out, lse = np.zeros((B, T, N, H)), np.full((B, T, N), MASKED)
+    for b in range(B):
+        for t in range(T):
+            keys = slice(max(int(start_BT[b, t]), 0), min(int(end_BT[b, t]), k.shape[1]))
+            if keys.start >= keys.stop:
+                continue
+            for n in range(N):
+                scores = k[b, keys, n // group] @ q[b, t, n] / np.sqrt(H)
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = weights / weights.sum() @ v[b, keys, n // group]
+                lse[b, t, n] = scores.max() + np.log(weights.sum())
+    return out, lse
