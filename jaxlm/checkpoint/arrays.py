@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ def write_arrays(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndar
         handler.close()
 
 
-def read_arrays(directory: str | os.PathLike[str], names: Mapping[str, bool]) -> dict[str, np.ndarray]:
-    """Read arrays that `write_arrays` wrote. names: leaf -> whether it has elements (those without are not in the result).
+def read_arrays(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Read the named arrays that `write_arrays` wrote; none of them may be one without elements.
 
-    Raises what orbax raises. The dtypes are those on the disk: the caller compares them.
+    Raises what orbax raises. Shapes and dtypes are those on the disk: the caller compares them.
     """
     ocp, path = _orbax(directory)
-    files = {leaf_directory(name): name for name, filled in names.items() if filled}
+    files = {leaf_directory(name): name for name in names}
     if not files:
         return {}
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)

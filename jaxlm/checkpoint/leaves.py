@@ -183,7 +183,11 @@ def _place(name: str, like: Any, data: np.ndarray) -> Any:
         return data
     if not is_key(like.dtype) and (kept := jax.dtypes.canonicalize_dtype(data.dtype)) != data.dtype:
         raise ContractError(
-            "checkpoint", artifact=f"leaf {name}", expected=data.dtype, found=kept, remedy="Set jax_enable_x64 (JAX_ENABLE_X64=1)."
+            "checkpoint",
+            artifact=f"leaf {name}",
+            expected=data.dtype,
+            found=kept,
+            remedy="Set jax_enable_x64 (JAX_ENABLE_X64=1).",
         )
     sharding = getattr(like, "sharding", None)
     if isinstance(like, jax.Array) and not like.committed:

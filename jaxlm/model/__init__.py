@@ -1,0 +1,33 @@
+"""Decoder-only transformer as pure functions over a tree of arrays."""
+
+from jaxlm.config.schema import ModelConfig
+from jaxlm.model.attention import Mask
+from jaxlm.model.contract import model_manifest
+from jaxlm.model.loss import LossSums, loss_sums, token_nll
+from jaxlm.model.params import Block, Params, abstract_params, init_params, param_specs
+from jaxlm.model.precision import POLICIES, LossScale, Policy
+from jaxlm.model.transformer import BlockStats, LayerCache, block, check_length, forward, hidden, project
+
+__all__ = [
+    "POLICIES",
+    "Block",
+    "BlockStats",
+    "LayerCache",
+    "LossScale",
+    "LossSums",
+    "Mask",
+    "ModelConfig",
+    "Params",
+    "Policy",
+    "abstract_params",
+    "block",
+    "check_length",
+    "forward",
+    "hidden",
+    "init_params",
+    "loss_sums",
+    "model_manifest",
+    "param_specs",
+    "project",
+    "token_nll",
+]

@@ -1,0 +1,51 @@
+"""Which keys each position sees, and the attention over them.
+
+Axes: B batch, T query position, S key position, N query head, K key/value head, H head width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxlm.axes import check_shape
+from jaxlm.config.schema import ModelConfig
+from jaxlm.parallel.rules import AxisRules
+from pallas_kernels import KeyRanges, attention_reference, causal, decode, packed
+
+
+@struct.dataclass
+class Mask:
+    """positions_BT: int32, for the rotation. ranges: the half-open range of keys that each query sees.
+
+    Causal order, a sliding window, packed documents and ragged lengths are all ranges; see `pallas_kernels.ranges`.
+    """
+
+    positions_BT: jax.Array
+    ranges: KeyRanges
+
+    @classmethod
+    def causal(cls, batch: int, length: int, *, window: int = 0) -> Mask:
+        """One document a row, from position 0."""
+        positions = jnp.tile(jnp.arange(length, dtype=jnp.int32)[None, :], (batch, 1))
+        return cls(positions, causal(batch, length, window=window))
+
+    @classmethod
+    def packed(cls, segments_BT: jax.Array, positions_BT: jax.Array, *, window: int = 0) -> Mask:
+        """Several documents a row; segment 0 is padding. Documents do not see each other."""
+        check_shape("positions", positions_BT, "BT", **check_shape("segments", segments_BT, "BT"))
+        return cls(positions_BT, packed(segments_BT, positions_BT, window=window))
+
+    @classmethod
+    def cached(cls, slots_BT: jax.Array, *, capacity: int, window: int = 0) -> Mask:
+        """Queries at `slots_BT` of a key/value cache; a slot of `capacity` is padding, on whichever side."""
+        return cls(jnp.minimum(slots_BT, capacity - 1), decode(slots_BT, window=window, capacity=capacity))
+
+
+def attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules
+) -> jax.Array:
+    """Attention over the mask's ranges; out_BTNH in the dtype of `v`, zero where a query sees no key."""
+    out_BTNH, _ = attention_reference(q_BTNH, k_BSKH, v_BSKH, mask.ranges, softcap=cfg.attention_softcap)
+    return rules.put(out_BTNH, "BTNH")

@@ -1,0 +1,205 @@
+"""Decoder-only transformer: ids to logits, as pure functions over a pytree of arrays.
+
+Axes: B batch, T position, S key position, D model, N query head, K key/value head, H head width, F hidden, V vocabulary,
+L layer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxlm.axes import check_shape
+from jaxlm.config.schema import ModelConfig
+from jaxlm.contract import InputError
+from jaxlm.model.attention import Mask, attend
+from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
+from jaxlm.model.params import Block, Params, param_specs
+from jaxlm.model.precision import Policy
+from jaxlm.parallel.rules import PRESETS, AxisRules
+
+
+@struct.dataclass
+class BlockStats:
+    """Root mean squares of the residual stream at a block's input and of what attention and feed-forward add to it.
+
+    float32; scalars inside a block, [L] after the scan.
+    """
+
+    residual_rms: jax.Array
+    attn_rms: jax.Array
+    mlp_rms: jax.Array
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, [B, S, K, H], and the slots [B, T] that this call writes (S or more: not written)."""
+
+    k: jax.Array
+    v: jax.Array
+    slots_BT: jax.Array
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+
+
+def _biased(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return x if bias is None else x + align(bias, x).astype(x.dtype)
+
+
+def _attention(
+    h_BTD: jax.Array, layer: Block, cfg: ModelConfig, mask: Mask, rules: AxisRules, cache: LayerCache | None
+) -> tuple[jax.Array, LayerCache | None]:
+    q_BTNH = _biased(rules.einsum("BTD,DNH->BTNH", h_BTD, layer.wq), layer.q_bias)
+    k_BTKH = _biased(rules.einsum("BTD,DKH->BTKH", h_BTD, layer.wk), layer.k_bias)
+    v_BTKH = _biased(rules.einsum("BTD,DKH->BTKH", h_BTD, layer.wv), layer.v_bias)
+    if cfg.qk_norm:
+        q_BTNH = rms_norm(q_BTNH, layer.q_norm, eps=cfg.norm_eps)
+        k_BTKH = rms_norm(k_BTKH, layer.k_norm, eps=cfg.norm_eps)
+    if cfg.pos == "rope":
+        angles = rope_angles(mask.positions_BT, cfg.head_width, theta=cfg.rope_theta)
+        q_BTNH = rotate(q_BTNH, angles, pairing=cfg.rope_pairing)
+        k_BTKH = rotate(k_BTKH, angles, pairing=cfg.rope_pairing)
+    if cache is not None:
+        rows = jnp.arange(h_BTD.shape[0])[:, None]
+        k_BTKH = cache.k.at[rows, cache.slots_BT].set(k_BTKH.astype(cache.k.dtype), mode="drop")
+        v_BTKH = cache.v.at[rows, cache.slots_BT].set(v_BTKH.astype(cache.v.dtype), mode="drop")
+        cache = LayerCache(k_BTKH, v_BTKH, cache.slots_BT)
+    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask, cfg, rules)
+    return _biased(rules.einsum("BTNH,NHD->BTD", out_BTNH, layer.wo), layer.o_bias), cache
+
+
+def _feed_forward(h_BTD: jax.Array, layer: Block, cfg: ModelConfig, rules: AxisRules) -> jax.Array:
+    up_BTF = rules.einsum("BTD,DF->BTF", h_BTD, layer.w_up)
+    if cfg.ffn == "swiglu":
+        up_BTF = ACTIVATIONS[cfg.ffn](rules.einsum("BTD,DF->BTF", h_BTD, layer.w_gate)) * up_BTF
+    else:
+        up_BTF = ACTIVATIONS[cfg.ffn](up_BTF)
+    return rules.einsum("BTF,FD->BTD", up_BTF, layer.w_down)
+
+
+def block(
+    x_BTD: jax.Array,
+    layer: Block,
+    cfg: ModelConfig,
+    mask: Mask,
+    *,
+    rules: AxisRules,
+    cache: LayerCache | None = None,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, BlockStats, LayerCache | None]:
+    """One layer. x_BTD: activations in the compute dtype; `layer` is one layer's parameters in the same dtype.
+
+    Returns activations of the same shape, this layer's statistics, and the cache with this call's keys and values.
+    norm: "pre" is x + f(norm(x)) (Xiong et al. 2020), "post" is norm(x + f(x)) (Vaswani et al. 2017), "none" is x + f(x).
+    """
+    keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
+    pre, post = cfg.norm == "pre", cfg.norm == "post"
+    residual_rms = _rms(x_BTD)
+    with jax.named_scope("attention"):
+        h_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if pre else x_BTD
+        attn_BTD, cache = _attention(h_BTD, layer, cfg, mask, rules, cache)
+        x_BTD = x_BTD + dropout(attn_BTD, cfg.dropout, keys[0])
+        x_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if post else x_BTD
+    with jax.named_scope("feed_forward"):
+        h_BTD = rms_norm(x_BTD, layer.mlp_norm, eps=cfg.norm_eps) if pre else x_BTD
+        mlp_BTD = _feed_forward(h_BTD, layer, cfg, rules)
+        x_BTD = x_BTD + dropout(mlp_BTD, cfg.dropout, keys[1])
+        x_BTD = rms_norm(x_BTD, layer.mlp_norm, eps=cfg.norm_eps) if post else x_BTD
+    return x_BTD, BlockStats(residual_rms, _rms(attn_BTD), _rms(mlp_BTD)), cache
+
+
+def _layer_in_use(layer: Block, dims: Block, policy: Policy, rules: AxisRules) -> Block:
+    """One layer's weights, cast to the compute dtype before they are gathered, so that half the bytes travel."""
+    return jax.tree.map(lambda w, d: rules.gather(w.astype(policy.compute), d), layer, dims)
+
+
+def hidden(
+    params: Params,
+    tokens_BT: jax.Array,
+    cfg: ModelConfig,
+    mask: Mask,
+    *,
+    policy: Policy = Policy(),
+    rules: AxisRules = PRESETS["single"],
+    dropout_key: jax.Array | None = None,
+    cache: LayerCache | None = None,
+) -> tuple[jax.Array, BlockStats, LayerCache | None]:
+    """Ids to the last activations, normed: x_BTD in the compute dtype, statistics [L], and the cache.
+
+    cache: keys and values stacked over layers [L, B, S, K, H], with this call's slots; None in training.
+    """
+    dims = jax.tree.map(lambda spec: spec.dims[1:], param_specs(cfg).blocks)
+
+    def step(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
+        layer, kv, key = scanned
+        layer = _layer_in_use(layer, dims, policy, rules)
+        layer_cache = None if cache is None else LayerCache(*kv, cache.slots_BT)
+        x_BTD, stats, layer_cache = block(x_BTD, layer, cfg, mask, rules=rules, cache=layer_cache, dropout_key=key)
+        return x_BTD, (stats, None if layer_cache is None else (layer_cache.k, layer_cache.v))
+
+    with jax.named_scope("embedding"):
+        table_VD = rules.gather(params.embed.astype(policy.compute), "VD")
+        x_BTD = rules.rows(table_VD, tokens_BT)
+    keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.n_layers)
+    scanned = (params.blocks, None if cache is None else (cache.k, cache.v), keys)
+    if cfg.scan_layers:
+        x_BTD, (stats, kv) = jax.lax.scan(step, x_BTD, scanned)
+    else:
+        outputs = []
+        for index in range(cfg.n_layers):
+            x_BTD, out = step(x_BTD, jax.tree.map(lambda leaf, i=index: leaf[i], scanned))
+            outputs.append(out)
+        stats, kv = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+    if cfg.norm == "pre":
+        x_BTD = rms_norm(x_BTD, rules.gather(params.final_norm, "D"), eps=cfg.norm_eps)
+    return x_BTD, stats, None if cache is None else LayerCache(*kv, cache.slots_BT)
+
+
+def project(params: Params, x_BTD: jax.Array, cfg: ModelConfig, *, policy: Policy, rules: AxisRules) -> jax.Array:
+    """Activations to logits over the padded vocabulary, in `policy.logits`; padded logits are -1e30."""
+    with jax.named_scope("head"):
+        head = params.embed if params.head is None else params.head
+        head_VD = rules.gather(head.astype(policy.compute), "VD")
+        logits_BTV = rules.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.dtype(policy.logits))
+        logits_BTV = softcap(logits_BTV, cfg.logit_softcap)
+        if cfg.padded_vocab > cfg.vocab_size:
+            real_V = jnp.arange(cfg.padded_vocab) < cfg.vocab_size
+            logits_BTV = jnp.where(real_V[None, None, :], logits_BTV, -1e30)
+        return logits_BTV
+
+
+def forward(
+    params: Params,
+    tokens_BT: jax.Array,
+    cfg: ModelConfig,
+    *,
+    mask: Mask | None = None,
+    policy: Policy = Policy(),
+    rules: AxisRules = PRESETS["single"],
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits_BTV over the vocabulary (unpadded), float32, for ids tokens_BT, int32 [B, T].
+
+    mask: causal from position 0 by default; `Mask.packed` for several documents a row. Dropout needs a key.
+    Raises ValueError for ids of the wrong rank or more positions than `context_length`. Ids are not range-checked
+    here, where they may be traced; the batch contract does that (`jaxlm.data.check_batch`).
+    """
+    size = check_shape("tokens", tokens_BT, "BT")
+    check_length(size["T"], cfg)
+    mask = Mask.causal(size["B"], size["T"], window=cfg.window) if mask is None else mask
+    x_BTD, _, _ = hidden(params, tokens_BT, cfg, mask, policy=policy, rules=rules, dropout_key=dropout_key)
+    logits_BTV = project(params, x_BTD, cfg, policy=policy, rules=rules)
+    return logits_BTV[..., : cfg.vocab_size]
+
+
+def check_length(length: int, cfg: ModelConfig) -> None:
+    """Raise InputError where a sequence is longer than the positions that the model is trained on."""
+    if length > cfg.context_length:
+        raise InputError(
+            f"the sequence has {length} positions; expected at most the trained context, model.context_length = "
+            f"{cfg.context_length}. Shorten it, or train with a longer context"
+        )
