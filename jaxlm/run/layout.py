@@ -1,0 +1,102 @@
+"""Where the parts of a run lie, and the lock that keeps a second process out.
+
+    RUN/manifest.json      what the run promises: config, model, probes, its tokenizer and data
+    RUN/resolved.json      the whole config, with its fingerprint
+    RUN/tokenizer/         a copy of the tokenizer
+    RUN/data/              the shards, unless the config names others
+    RUN/telemetry.jsonl    one line a step: only figures that an equal run repeats bit by bit
+    RUN/events.jsonl       times, validations, saves, resumes
+    RUN/checkpoints/       00000400/ and so on
+    RUN/evaluations/       one directory an evaluation
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlm.config.schema import RunConfig
+from jaxlm.contract import MANIFEST, InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of a run directory; none of them need exist."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The run's manifest, written when everything before the first step has succeeded."""
+        return self.path / MANIFEST
+
+    @property
+    def resolved(self) -> Path:
+        """The resolved config."""
+        return self.path / "resolved.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer artifact."""
+        return self.path / "tokenizer"
+
+    def data(self, cfg: RunConfig) -> Path:
+        """The data artifact: the run's own, or the one that the config names."""
+        return Path(cfg.data.path) if cfg.data.path else self.path / "data"
+
+    @property
+    def telemetry(self) -> Path:
+        """The log of the steps."""
+        return self.path / "telemetry.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The log of everything else."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """The directory of the evaluations."""
+        return self.path / "evaluations"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process. The lock goes with the process, however it ends.
+
+        Raises InputError where another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise InputError(
+                    f"{self.path}: expected a run that no other process uses, found it in use by {holder}; wait for it to end, "
+                    "or choose another directory with --out"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+
+    def in_use(self) -> bool:
+        """Whether a process is training this run now."""
+        try:
+            with open(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False

@@ -1,0 +1,138 @@
+"""Static probes: before the first step, in seconds, on the very code that will train.
+
+Each plants a small disturbance and looks for an effect that must not be there, or must. Most faults of language-model
+training leave the loss curve looking normal; they do not survive these. A run stores every result in its manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxlm.config.schema import RunConfig
+from jaxlm.contract import ContractError
+from jaxlm.data import Batch
+from jaxlm.model import Params
+from jaxlm.train.state import TrainState, abstract_state, policy, put_batch
+from jaxlm.train.step import apply_gradients, batch_logits, compute_gradients, score
+
+LENGTH = 64  # positions of a probe's rows, at most
+
+
+class Probe(NamedTuple):
+    """One result. expected, found: in words, or as numbers."""
+
+    name: str
+    passed: bool
+    expected: str
+    found: str
+
+    def fact(self) -> dict[str, Any]:
+        """As the run's manifest holds it."""
+        return {"passed": self.passed, "expected": self.expected, "found": self.found}
+
+
+class Bench:
+    """The compiled functions and arrays that the probes share.
+
+    cfg: of the run. params, batch: real ones; the batch is cut to a few rows of at most `LENGTH` positions.
+    Every method takes and returns NumPy arrays but for gradients and states.
+    """
+
+    def __init__(self, cfg: RunConfig, mesh: Mesh, params: Params, batch: Batch):
+        self.cfg, self.mesh, self.params = cfg, mesh, params
+        self.accum = max(2, cfg.train.grad_accum)
+        rows = self.accum * cfg.mesh.data * cfg.mesh.fsdp
+        self.length = min(LENGTH, cfg.model.context_length)
+        tiled = Batch(*(np.resize(x, (rows, *x.shape[1:])) for x in batch))
+        self.batch = Batch(*(np.ascontiguousarray(x[:rows, : self.length]) for x in tiled))
+        self._grads: dict[int, Callable] = {}
+        self._forward = jax.jit(lambda p, b: (batch_logits(p, b, cfg)[0], score(p, b, cfg)))
+        self.apply = jax.jit(apply_gradients)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The same stream of random numbers for every probe."""
+        return np.random.default_rng(0)
+
+    def forward(self, batch: Batch, params: Params | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [B, T, V] and negative log likelihoods [B, T], float32."""
+        logits, nll = self._forward(self.params if params is None else params, put_batch(batch, self.cfg, self.mesh))
+        return np.asarray(logits, np.float32), np.asarray(nll)
+
+    def gradients(self, batch: Batch, accum: int | None = None) -> Any:
+        """`compute_gradients` with the run's accumulation, or another."""
+        accum = accum or self.cfg.train.grad_accum
+        if accum not in self._grads:
+            self._grads[accum] = jax.jit(self._gradient_function(accum))
+        return self._grads[accum](self.params, put_batch(batch, self.cfg, self.mesh))
+
+    def _gradient_function(self, accum: int) -> Callable:
+        # Dropout draws other numbers for other micro-batches, so the comparison of the two is made without it.
+        import dataclasses
+
+        train = dataclasses.replace(self.cfg.train, grad_accum=accum, batch_size=accum * self.cfg.mesh.data * self.cfg.mesh.fsdp)
+        cfg = dataclasses.replace(self.cfg, train=train, model=dataclasses.replace(self.cfg.model, dropout=0.0))
+        return lambda p, b: compute_gradients(p, b, cfg, loss_scale=jax.numpy.float32(1.0), key=jax.random.key(0))
+
+    def state(self, params: Params) -> TrainState:
+        """A fresh training state around `params`, laid out as the run's."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.cfg, self.mesh))
+        state = jax.jit(lambda: TrainState.create(self.cfg), out_shardings=shardings)()
+        return state.replace(params=params)
+
+    def random_batch(self, boundary: int = 0) -> Batch:
+        """Random ids in rows of one document, or of two with the second one from `boundary` on; all supervised inside them."""
+        shape = self.batch.tokens.shape
+        tokens = self.rng.integers(0, self.cfg.model.vocab_size, shape, dtype=np.int32)
+        labels = np.roll(tokens, -1, axis=1)
+        t = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+        second = t >= boundary if boundary else np.zeros(shape, bool)
+        supervised = t < shape[1] - 1
+        if boundary:
+            supervised = supervised & (t != boundary - 1)
+        positions = np.where(second, t - boundary, t).astype(np.int32)
+        return Batch(tokens, labels, supervised, np.where(second, 2, 1).astype(np.int32), positions)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative difference that rounding in the run's compute dtype explains."""
+        return {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}[policy(self.cfg).compute]
+
+
+def run_probes(
+    cfg: RunConfig, mesh: Mesh, params: Params, batch: Batch, *, fresh: bool, training: bool = True
+) -> Iterator[Probe]:
+    """Yield the result of every probe. Call under `jax.set_mesh(mesh)`.
+
+    batch: a real batch of the run (NumPy). fresh: the parameters are initial, so the loss must be near ln V.
+    training: also probe gradients and updates; False for an evaluation.
+    """
+    from jaxlm.train.probes_forward import FORWARD, initial_loss
+    from jaxlm.train.probes_update import UPDATE
+
+    bench = Bench(cfg, mesh, params, batch)
+    for probe in FORWARD:
+        yield probe(bench)
+    if fresh:
+        yield initial_loss(bench)
+    if training:
+        for probe in UPDATE:
+            yield probe(bench)
+
+
+def require(probe: Probe, *, artifact: object) -> Probe:
+    """The probe itself, or ContractError where it failed. artifact: the run."""
+    if not probe.passed:
+        raise ContractError(
+            f"probe {probe.name}",
+            artifact=artifact,
+            expected=probe.expected,
+            found=probe.found,
+            remedy="The code, the config or the device computes something else than it should; nothing was trained.",
+        )
+    return probe

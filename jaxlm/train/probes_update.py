@@ -1,0 +1,93 @@
+"""Probes of what flows back: gradients, accumulation, decay, and the gate before the optimizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.model.spec import named_leaves
+from jaxlm.train.probes import Bench, Probe
+from jaxlm.watch import first_nonfinite
+
+
+def _equal_bits(a: Any, b: Any) -> bool:
+    return all((np.asarray(x) == np.asarray(y)).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def masked_labels(bench: Bench) -> Probe:
+    """Labels that the mask leaves out change no bit of the loss or of a gradient."""
+    mask = bench.batch.loss_mask.copy()
+    mask[:, ::3] = False
+    masked = bench.batch._replace(loss_mask=mask)
+    other = np.where(mask, masked.labels, (masked.labels + 1) % bench.cfg.model.vocab_size).astype(np.int32)
+    first, second = bench.gradients(masked), bench.gradients(masked._replace(labels=other))
+    same = _equal_bits((first.sums, first.grads), (second.sums, second.grads))
+    count = int(first.sums.count) == int(mask.sum())
+    found = "equal bits" if same else f"loss {float(first.sums.nll)!r} and {float(second.sums.nll)!r}"
+    expected = f"equal bits, {int(mask.sum())} labels"
+    return Probe("masked_labels", same and count, expected, f"{found}, {int(first.sums.count)} labels")
+
+
+def accumulation(bench: Bench) -> Probe:
+    """Micro-batches of ragged masks give the gradient and the loss of the whole batch."""
+    rows, length = bench.batch.tokens.shape
+    keep = np.arange(length)[None, :] < np.linspace(length, length // 4, rows).astype(int)[:, None]
+    ragged = bench.batch._replace(loss_mask=bench.batch.loss_mask & keep)
+    whole, parts = bench.gradients(ragged, 1), bench.gradients(ragged, bench.accum)
+    leaves = zip(jax.tree.leaves(whole.grads), jax.tree.leaves(parts.grads), strict=True)
+    squares = [(np.square(np.asarray(a) - np.asarray(b)).sum(), np.square(np.asarray(a)).sum()) for a, b in leaves]
+    error = float(np.sqrt(sum(d for d, _ in squares) / max(sum(s for _, s in squares), 1e-30)))
+    same_count = float(whole.sums.count) == float(parts.sums.count)
+    expected = f"gradients of {bench.accum} micro-batches = of one batch, to {bench.tolerance:g}"
+    return Probe("accumulation", error <= bench.tolerance and same_count, expected, f"off by {error:.2g}")
+
+
+def decay_touches_declared(bench: Bench) -> Probe:
+    """Without a gradient, exactly the declared leaves move: those whose name `optim.no_decay` does not match."""
+    cfg = bench.cfg.optim
+    ones = jax.tree.map(jnp.ones_like, bench.params)
+    state = bench.state(ones)
+    at_peak = state.opt_state[-1]._replace(count=jnp.full_like(state.opt_state[-1].count, max(cfg.warmup_steps - 1, 0)))
+    state = state.replace(opt_state=(*state.opt_state[:-1], at_peak))
+    gradients = bench.gradients(bench.batch)
+    still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))
+    after, _ = bench.apply(state, still)
+    moved = {name for name, leaf in named_leaves(after.params).items() if (np.asarray(leaf) != 1.0).any()}
+    names = named_leaves(ones)
+    visible = cfg.weight_decay * cfg.lr > 2.0**-23  # smaller steps are lost in the rounding of 1 - x
+    exempt = {name for name in names if cfg.no_decay and re.search(cfg.no_decay, name)}
+    declared = (set(names) - exempt) if visible else set()
+    wrong = sorted(moved ^ declared)
+    found = "those" if not wrong else ", ".join(wrong[:4]) + " otherwise"
+    return Probe("decay_touches_declared", not wrong, f"{len(declared)} of {len(names)} leaves decay", found)
+
+
+def planted_nan(bench: Bench) -> Probe:
+    """One NaN gradient is seen and named, changes nothing, and the next step updates again."""
+    name = "planted_nan"
+    gradients = bench.gradients(bench.batch)
+    path = max(named_leaves(gradients.grads))
+    poisoned = [
+        leaf.at[(0,) * leaf.ndim].set(jnp.nan) if leaf_name == path else leaf
+        for leaf_name, leaf in named_leaves(gradients.grads).items()
+    ]
+    bad = gradients._replace(grads=jax.tree.unflatten(jax.tree.structure(gradients.grads), poisoned))
+    state = bench.state(bench.params)
+    held, telemetry = bench.apply(state, bad)
+    seen = not bool(telemetry.finite) and first_nonfinite(jax.device_get(telemetry)).startswith(path)
+    kept = _equal_bits((held.params, held.opt_state), (state.params, state.opt_state))
+    after, healthy = bench.apply(held, gradients)
+    moves = bool(healthy.finite) and not _equal_bits(after.params, state.params)
+    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after.params))
+    found = {"seen": seen, "state kept": kept, "next step updates": moves, "state finite": finite}
+    missing = ", ".join(word for word, ok in found.items() if not ok)
+    return Probe(name, not missing, "NaN seen, state kept, next step updates", f"not: {missing}" if missing else "all of it")
+
+
+UPDATE: tuple[Callable[[Bench], Probe], ...] = (masked_labels, accumulation, decay_touches_declared, planted_nan)
+"""The probes of training; an evaluation has no use for them."""

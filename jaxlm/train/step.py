@@ -1,0 +1,137 @@
+"""The training step: a pure function of state and batch.
+
+Gradients are those of sums over micro-batches, divided once by the count of all supervised labels: k micro-batches of
+ragged masks give what one large batch gives. The update is applied only where loss and gradients are finite; otherwise
+parameters and optimizer state stay bit by bit what they were, and the next step goes on.
+
+Axes: A micro-batch, B batch, T position, L layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm.config.schema import RunConfig
+from jaxlm.data import Batch
+from jaxlm.model import BlockStats, LossSums, Mask, Params, hidden, loss_sums, project, token_nll
+from jaxlm.optim import schedule_of
+from jaxlm.train.state import TrainState, optimizer, policy, rules
+from jaxlm.watch import Telemetry, leaf_norms, total_norm
+
+
+class Gradients(NamedTuple):
+    """grads: of the objective, per supervised label, float32, like the parameters. sums: the losses. stats: [L]."""
+
+    grads: Params
+    sums: LossSums
+    stats: BlockStats
+
+
+def batch_logits(
+    params: Params, batch: Batch, cfg: RunConfig, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, BlockStats]:
+    """Logits over the padded vocabulary, [B, T, V], of a packed batch, and the statistics of the layers."""
+    mask = Mask.packed(batch.segments, batch.positions, window=cfg.model.window)
+    options: dict[str, Any] = {"policy": policy(cfg), "rules": rules(cfg)}
+    x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, dropout_key=dropout_key, **options)
+    return project(params, x_BTD, cfg.model, **options), stats
+
+
+def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scale: jax.Array, key: jax.Array) -> Gradients:
+    """Loss sums and gradients of a whole batch, over `grad_accum` micro-batches.
+
+    The objective is (nll + z_loss * z) / count, in nats. Inside, the sums are divided by the number of positions, a
+    constant, and multiplied by `loss_scale`, so that float16 gradients neither overflow nor vanish; the division by the
+    count comes last. key: of this step's dropout; micro-batch a draws from fold_in(key, a).
+    """
+    positions = batch.tokens.size
+    accum = cfg.train.grad_accum
+
+    def objective(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, tuple[LossSums, BlockStats]]:
+        logits_BTV, stats = batch_logits(params, micro, cfg, key if cfg.model.dropout else None)
+        sums = loss_sums(logits_BTV, micro.labels, micro.loss_mask)
+        return (sums.nll + cfg.train.z_loss * sums.z) * (loss_scale / positions), (sums, stats)
+
+    gradient = jax.grad(objective, has_aux=True)
+    if accum == 1:
+        grads, (sums, stats) = gradient(params, batch, jax.random.fold_in(key, 0))
+    else:
+        # Micro-batch a is rows a, a + A, ...: the rows of a device stay on it.
+        micro_ABT = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // accum, accum, *x.shape[1:]), 0, 1), batch)
+
+        def add(total: tuple, scanned: tuple) -> tuple[tuple, BlockStats]:
+            micro, index = scanned
+            grads, (sums, stats) = gradient(params, micro, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, (grads, sums)), stats
+
+        zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+        start = (jax.tree.map(jnp.zeros_like, params), zero)
+        (grads, sums), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
+        stats = jax.tree.map(lambda s: jnp.sqrt(jnp.mean(jnp.square(s), axis=0)), stats_AL)
+    # 0 / 0 is NaN: a batch without a supervised label is a skipped step, never a loss of 0.
+    grads = jax.tree.map(lambda g: g / (loss_scale / positions * sums.count), grads)
+    return Gradients(grads, sums, stats)
+
+
+def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState, Telemetry]:
+    """Update the state where everything is finite, and report the step."""
+    cfg = state.cfg
+    sums, norms = gradients.sums, leaf_norms(gradients.grads)
+    loss, grad_norm = sums.nll / sums.count, total_norm(norms)
+    updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params)
+    update_norm = total_norm(leaf_norms(updates))
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+
+    def gate(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    params = gate(optax.apply_updates(state.params, updates), state.params)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    telemetry = Telemetry(
+        step=state.step + 1,
+        loss=loss,
+        z_loss=sums.z / sums.count,
+        labels=sums.count,
+        grad_norm=grad_norm,
+        param_norm=total_norm(leaf_norms(params)),
+        update_norm=jnp.where(finite, update_norm, 0.0),
+        lr=schedule_of(cfg.optim, cfg.train.steps)(state.opt_state[-1].count),
+        loss_scale=state.loss_scale.scale,
+        finite=finite,
+        skipped=skipped,
+        leaf_grad_norms=norms,
+        activations=gradients.stats,
+    )
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=gate(opt_state, state.opt_state),
+        loss_scale=state.loss_scale.next(finite, policy(cfg)),
+        skipped=skipped,
+    )
+    return state, telemetry
+
+
+def _train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Telemetry]:
+    key = jax.random.fold_in(state.key, state.step)
+    scale = state.loss_scale.scale
+    return apply_gradients(state, compute_gradients(state.params, batch, state.cfg, loss_scale=scale, key=key))
+
+
+train_step = jax.jit(_train_step, donate_argnames="state")
+"""`train_step(state, batch) -> (state, telemetry)`: one compiled step. The state's buffers are donated: use the new one."""
+
+
+def score(params: Params, batch: Batch, cfg: RunConfig) -> jax.Array:
+    """Negative log likelihood of each label in nats, float32 [B, T], without dropout; exactly 0 where not supervised."""
+    logits_BTV, _ = batch_logits(params, batch, cfg)
+    nll_BT, _ = token_nll(logits_BTV, batch.labels)
+    return jnp.where(batch.loss_mask, nll_BT, 0.0)
+
+
+score_step = jax.jit(score, static_argnames="cfg")
+"""`score`, compiled: what validation, evaluation and the probes call."""

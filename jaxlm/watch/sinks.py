@@ -1,0 +1,138 @@
+"""Append-only logs of JSON lines in which every line vouches for all lines before it.
+
+Each line ends in `"chain"`: the sha256 of the line before it and of its own content, cut to 16 hexadecimal digits. One
+changed, dropped or inserted byte breaks the chain at its line, so a log that grows while it is used is still an artifact
+that can be checked. A killed process may leave half a line at the end; `ChainedLog` drops it on opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxlm.contract import Finding, write_atomic
+
+START = "0" * 16  # the chain value before the first line
+_REMEDY = "Restore it from a copy; the lines before it are whole."
+
+
+class Mark(NamedTuple):
+    """A place in a log: how many lines stand before it, and their chain value."""
+
+    lines: int
+    chain: str
+
+
+def _link(chain: str, body: str) -> str:
+    return hashlib.sha256(f"{chain}\n{body}".encode()).hexdigest()[:16]
+
+
+def _line(chain: str, record: Mapping[str, Any]) -> tuple[str, str]:
+    """The new chain value and the line (without its end) for `record`."""
+    body = json.dumps(record, separators=(", ", ": "), allow_nan=False)
+    chain = _link(chain, body)
+    return chain, f'{body[:-1]}{", " if record else ""}"chain": "{chain}"}}'
+
+
+def _parse(chain: str, line: str) -> dict[str, Any] | None:
+    """The record of a line that continues `chain`, or None."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or "chain" not in record:
+        return None
+    found = record.pop("chain")
+    return record if _line(chain, record) == (found, line) else None
+
+
+def read_log(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Mark]]:
+    """Records of a log with the mark after each, up to the first line that breaks the chain."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        return
+    mark = Mark(0, START)
+    for line in raw.split(b"\n")[:-1]:
+        record = _parse(mark.chain, line.decode(errors="replace"))
+        if record is None:
+            return
+        mark = Mark(mark.lines + 1, _line(mark.chain, record)[0])
+        yield record, mark
+
+
+def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | None = None, open_end: bool = False) -> Finding:
+    """Whether every line of a log continues the chain, and whether it holds the lines that `at_least` marks.
+
+    open_end: half a line at the end is allowed, since a process is writing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return Finding(contract, str(path), False, "a log", "no such file", _REMEDY)
+    ends = START if at_least is None or at_least.lines == 0 else None
+    mark = Mark(0, START)
+    for _, mark in read_log(path):
+        if at_least is not None and mark.lines == at_least.lines:
+            ends = mark.chain
+    raw = path.read_bytes()
+    lines = raw.count(b"\n")
+    where = str(path)
+    if lines != mark.lines:
+        return Finding(contract, where, False, f"line {mark.lines + 1} to continue the chain {mark.chain}", "another", _REMEDY)
+    if raw and not raw.endswith(b"\n") and not open_end:
+        return Finding(contract, where, False, f"a whole line {lines + 1}", "half a line at the end", _REMEDY)
+    if at_least is not None and ends != at_least.chain:
+        found = f"chain {ends}" if ends is not None else f"{mark.lines} lines"
+        return Finding(contract, where, False, f"{at_least.lines} lines with chain {at_least.chain}", found, _REMEDY)
+    return Finding(contract, where, True, f"{lines} chained lines", f"{lines} chained lines")
+
+
+class ChainedLog:
+    """A log that is being written. Opening it drops what does not continue the chain (half a line after a kill).
+
+    keep: drop every line after this mark as well, as a resumed run does with the steps it is about to repeat.
+    Raises ValueError where the log does not hold the lines that `keep` marks.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, keep: Mark | None = None):
+        self.path = Path(path)
+        self.mark = Mark(0, START)
+        kept = []
+        if keep is None or keep.lines:
+            for record, mark in read_log(self.path):
+                kept.append(_line(self.mark.chain, record)[1])
+                self.mark = mark
+                if keep is not None and mark.lines == keep.lines:
+                    break
+        if keep is not None and self.mark != keep:
+            raise ValueError(f"{self.path}: expected {keep.lines} lines with chain {keep.chain}, found {self.mark}")
+        content = "".join(line + "\n" for line in kept).encode()
+        if not self.path.exists() or self.path.read_bytes() != content:
+            write_atomic(self.path, content)
+        self._file = open(self.path, "ab", buffering=0)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line, whole, to the operating system: it outlives a kill of the process."""
+        chain, line = _line(self.mark.chain, record)
+        self._file.write(line.encode() + b"\n")
+        self.mark = Mark(self.mark.lines + 1, chain)
+
+    def sync(self) -> None:
+        """Flush to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def __enter__(self) -> ChainedLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""What one training step reports, and how it becomes a line of text.
+
+The step returns one pytree of small arrays; no callback leaves the compiled program. Per-layer figures come for nothing:
+parameters are stacked over layers, so one reduction over the other axes is one figure a layer.
+
+Axes: L layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxlm.model import BlockStats
+from jaxlm.model.spec import named_leaves
+
+
+@struct.dataclass
+class Telemetry:
+    """One training step, as scalars unless said otherwise.
+
+    step: int32, of the step reported, from 1. loss: mean negative log likelihood in nats per supervised label. z_loss: mean
+    squared log-sum-exp. labels: supervised labels. grad_norm: before clipping. param_norm: after the update. update_norm:
+    of what was added. lr, loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a
+    row. leaf_grad_norms: by parameter name, [L] for those of the blocks, before clipping. activations: [L] each.
+    """
+
+    step: jax.Array
+    loss: jax.Array
+    z_loss: jax.Array
+    labels: jax.Array
+    grad_norm: jax.Array
+    param_norm: jax.Array
+    update_norm: jax.Array
+    lr: jax.Array
+    loss_scale: jax.Array
+    finite: jax.Array
+    skipped: jax.Array
+    leaf_grad_norms: dict[str, jax.Array]
+    activations: BlockStats
+
+
+def leaf_norms(tree: Any) -> dict[str, jax.Array]:
+    """Euclidean norms by leaf name, float32: [L] for leaves below `blocks`, [] for the others."""
+
+    def norm(name: str, leaf: jax.Array) -> jax.Array:
+        axes = tuple(range(1 if name.startswith("blocks/") else 0, leaf.ndim))
+        return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes))
+
+    return {name: norm(name, leaf) for name, leaf in named_leaves(tree).items()}
+
+
+def total_norm(norms: Mapping[str, jax.Array]) -> jax.Array:
+    """The norm of a whole tree from its `leaf_norms`, float32 []."""
+    return jnp.sqrt(sum((jnp.sum(jnp.square(norm)) for norm in norms.values()), start=jnp.zeros((), jnp.float32)))
+
+
+def first_nonfinite(telemetry: Telemetry) -> str:
+    """The first parameter, in tree order, whose gradient is not finite, with its layer: `blocks/wq[2]`; empty if none."""
+    for name, norms in telemetry.leaf_grad_norms.items():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(norms)))
+        if bad.size:
+            return f"{name}[{bad[0]}]" if name.startswith("blocks/") else name
+    return ""
+
+
+def record_of(telemetry: Telemetry, *, labels_bytes: int) -> dict[str, Any]:
+    """A step as plain JSON values, every float exact. labels_bytes: bytes of text that the supervised labels stand for.
+
+    bits_per_byte is that of the training batch: loss * labels / (ln 2 * bytes); None where the labels stand for no bytes.
+    Only figures that an equal run repeats bit by bit belong here; times go to the event log.
+    """
+    host: Telemetry = jax.tree.map(np.asarray, telemetry)
+    loss, labels = float(host.loss), int(host.labels)
+    return {
+        "step": int(host.step),
+        "loss": number(loss),
+        "bits_per_byte": number(loss * labels / (math.log(2) * labels_bytes)) if labels_bytes else None,
+        "z_loss": number(host.z_loss),
+        "labels": labels,
+        "bytes": labels_bytes,
+        "grad_norm": number(host.grad_norm),
+        "param_norm": number(host.param_norm),
+        "update_norm": number(host.update_norm),
+        "lr": number(host.lr),
+        "loss_scale": number(host.loss_scale),
+        "finite": bool(host.finite),
+        "skipped": int(host.skipped),
+        "nonfinite": first_nonfinite(host),
+        "grad_norms": {name: number(norm) for name, norm in host.leaf_grad_norms.items()},
+        "activations": {
+            "residual_rms": number(host.activations.residual_rms),
+            "attn_rms": number(host.activations.attn_rms),
+            "mlp_rms": number(host.activations.mlp_rms),
+        },
+    }
+
+
+def number(value: Any) -> Any:
+    """A float, or a list of floats, as JSON holds it: NaN and the infinities become the strings "nan", "inf", "-inf"."""
+    array = np.asarray(value, np.float64)
+    if array.ndim:
+        return [number(v) for v in array]
+    return float(array) if np.isfinite(array) else str(float(array))
