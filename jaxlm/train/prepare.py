@@ -1,0 +1,132 @@
+"""From a config to a run directory with its tokenizer and its data, and the check that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlm.config.load import config_fingerprint, differing_fields, read_resolved, resolved_json
+from jaxlm.config.schema import ConfigError, RunConfig
+from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
+from jaxlm.data import ShardSet, build_shards, open_shards, training_texts
+from jaxlm.run import Layout
+from jaxlm.tokenizer import Tokenizer, train_from_config
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is trained from: its resolved config, tokenizer and data."""
+
+    cfg: RunConfig
+    tokenizer: Tokenizer
+    data: ShardSet
+
+
+def resolve(cfg: RunConfig) -> RunConfig:
+    """The config with the vocabulary that its tokenizer gives, and absolute paths of existing artifacts.
+
+    Raises ConfigError where the model asks for another vocabulary, or shards are named without their tokenizer.
+    """
+    vocab_size = cfg.tokenizer.vocab_size
+    if cfg.tokenizer.path:
+        vocab_size = Tokenizer.load(cfg.tokenizer.path).vocab_size
+    elif cfg.data.path:
+        raise ConfigError("tokenizer.path", "the tokenizer that --data.path was made with", "")
+    if cfg.model.vocab_size not in (0, vocab_size):
+        raise ConfigError("model.vocab_size", f"0, or the tokenizer's {vocab_size}", cfg.model.vocab_size)
+
+    def absolute(path: str) -> str:
+        return str(Path(path).absolute()) if path else ""
+
+    return dataclasses.replace(
+        cfg,
+        tokenizer=dataclasses.replace(cfg.tokenizer, path=absolute(cfg.tokenizer.path)),
+        data=dataclasses.replace(cfg.data, path=absolute(cfg.data.path)),
+        model=dataclasses.replace(cfg.model, vocab_size=vocab_size),
+    )
+
+
+def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
+    """Write `resolved.json` into a new run, or compare with the one that is there. Returns the config to go on with.
+
+    cfg: resolved. Fields that change no number are taken from `cfg`, so that a resumed run may print more often.
+    Raises InputError naming every field that differs: a run is never continued with other numbers.
+    """
+    if layout.resolved.is_file():
+        recorded = read_resolved(layout.resolved)
+        if config_fingerprint(recorded) != config_fingerprint(cfg):
+            fields = "; ".join(differing_fields(recorded, cfg))
+            raise InputError(
+                f"{layout.path}: expected the config that this run was made with, found another: {fields}. "
+                "Choose another directory with --out, or resume it unchanged with `jaxlm train " + str(layout.path) + "`"
+            )
+        return dataclasses.replace(cfg, name=recorded.name)
+    if layout.manifest.is_file():
+        raise ContractError(
+            "run",
+            artifact=layout.resolved,
+            expected="the resolved config of the run",
+            found="no such file",
+            remedy="Restore it from a copy.",
+        )
+    others = [p.name for p in layout.path.iterdir() if not p.name.startswith(".")]
+    if others:
+        raise InputError(
+            f"{layout.path}: expected a run or an empty directory, found {', '.join(sorted(others)[:3])}; choose another with --out"
+        )
+    write_atomic(layout.resolved, resolved_json(cfg))
+    return cfg
+
+
+def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None = None) -> Parts:
+    """Tokenizer and data of a claimed run: those that are there, checked, or new ones.
+
+    like: the manifest of the run that is to be reproduced; a tokenizer or data that come out different are ContractErrors.
+    """
+    tokenizer = _tokenizer(cfg, layout, say)
+    _same("tokenizer", like, tokenizer.manifest, layout.tokenizer)
+    path = layout.data(cfg)
+    if cfg.data.path or path.exists():
+        data = open_shards(path)
+    else:
+        say(f"data: {', '.join(cfg.data.source)} -> shards in {path}")
+        data = build_shards(cfg.data, tokenizer, path)
+    check(tokenizer.manifest, data.manifest)
+    _same("data", like, data.manifest, path)
+    return Parts(cfg, tokenizer, data)
+
+
+def _tokenizer(cfg: RunConfig, layout: Layout, say: Say) -> Tokenizer:
+    if layout.tokenizer.exists():
+        tokenizer = Tokenizer.load(layout.tokenizer)
+    elif cfg.tokenizer.path:
+        tokenizer = Tokenizer.load(cfg.tokenizer.path)
+        tokenizer.save(layout.tokenizer)
+    else:
+        say(f"tokenizer: {cfg.tokenizer.vocab_size} tokens from {', '.join(cfg.data.source)}")
+        tokenizer = train_from_config(training_texts(cfg.data), cfg.tokenizer)
+        tokenizer.save(layout.tokenizer)
+    if tokenizer.vocab_size != cfg.model.vocab_size:
+        raise ContractError(
+            "model",
+            artifact=layout.tokenizer,
+            expected=f"a tokenizer of {cfg.model.vocab_size} tokens",
+            found=f"{tokenizer.vocab_size} tokens",
+            remedy="Restore the run's tokenizer from a copy, or start a new run.",
+        )
+    return tokenizer
+
+
+def _same(kind: str, like: Manifest | None, found: Manifest, path: Path) -> None:
+    if like is not None and like.parents[kind] != found.fingerprint:
+        raise ContractError(
+            kind,
+            artifact=path,
+            expected=f"the {kind} of the run to reproduce, {like.parents[kind]}",
+            found=found.fingerprint,
+            remedy=f"The source text or the code has changed; give the original with --{kind}.path.",
+        )

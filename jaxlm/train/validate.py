@@ -1,0 +1,47 @@
+"""Loss on the validation split, in the course of training."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxlm.config.schema import RunConfig
+from jaxlm.data import validation_batches
+from jaxlm.model import Params
+from jaxlm.train.prepare import Parts
+from jaxlm.train.state import put_batch
+from jaxlm.train.step import score_step
+
+
+class Validation(NamedTuple):
+    """loss: mean negative log likelihood, nats per label. bits_per_byte: over the bytes that the labels stand for."""
+
+    loss: float
+    bits_per_byte: float
+    labels: int
+
+
+def label_bytes(labels: np.ndarray, mask: np.ndarray, byte_lengths: np.ndarray) -> int:
+    """Bytes of text that the supervised labels [B, T] stand for; byte_lengths: int [V], 0 for special tokens."""
+    return int(byte_lengths[labels[mask]].sum())
+
+
+def validate(params: Params, parts: Parts, mesh: Mesh) -> Validation:
+    """Score `eval.batches` batches of the validation split in their order, rows cut as in training.
+
+    The sums over tokens are float64 on the host, so that they do not depend on the size of a batch.
+    """
+    cfg: RunConfig = parts.cfg
+    rows = cfg.train.batch_size // cfg.train.grad_accum
+    nll, labels, size = 0.0, 0, 0
+    batches = validation_batches(
+        parts.data.val, batch_size=rows, context_length=cfg.model.context_length, limit=cfg.eval.batches
+    )
+    for batch in batches:
+        nll += float(np.asarray(score_step(params, put_batch(batch, cfg, mesh), cfg), np.float64).sum())
+        labels += int(batch.loss_mask.sum())
+        size += label_bytes(batch.labels, batch.loss_mask, parts.tokenizer.byte_lengths)
+    return Validation(nll / labels, nll / (math.log(2) * size), labels)
