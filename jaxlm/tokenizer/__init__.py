@@ -1,1 +1,8 @@
-"""Text to token ids and back: byte-level BPE."""
+"""Byte-level BPE: training the merges, text to ids and back."""
+
+from jaxlm.config.schema import TokenizerConfig
+from jaxlm.tokenizer.stream import StreamDecoder
+from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.tokenizer.train import train_from_config, train_tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "TokenizerConfig", "train_from_config", "train_tokenizer"]

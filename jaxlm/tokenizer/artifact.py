@@ -1,0 +1,76 @@
+"""The tokenizer on the disk, and what it promises.
+
+`bpe.json` holds everything that makes ids: pattern, special tokens, merges (both halves of each, in hexadecimal). The manifest
+adds what ids it makes of a fixed probe text, so that a change of the code is found as well as a change of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jaxlm.contract import ContractError, FileRecord, Manifest, fingerprint
+
+KIND = "tokenizer"
+FILE = "bpe.json"
+
+# Scripts, marks, emoji, whitespace runs of every kind, contractions, digits, code, line ends, special text.
+PROBE = (
+    "The quick brown fox doesn't jump; it's HE'LL we'Ve I'd 'tis y'all're\r\n\r\n  \t indented\u00a0nbsp\u3000wide\u2028line\n"
+    "def f(x: int = 1_000) -> str:\n    return f'{x!r:>12}'  # ∑ α≤β → ∞\n\n\n0 12 345 6789 1234567890 ٣٤٥ ५६७ Ⅷ ½ x² 1.5e-3\n"
+    "naïve café e\u0301 Ångström Straße ſ İstanbul ŉ ﬁ — “quotes” ‘single’ … !?!? --==>> <|endoftext|> <|im_start|>\n"
+    "Привет, мир! Γειά σου Κόσμε שָׁלוֹם مرحبا بالعالم नमस्ते दुनिया สวัสดีชาวโลก 你好,世界。こんにちは世界 안녕하세요 "
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f1e9\U0001f1ea\U00010348\x00\x1c\x1f\x7f\x85\ufeff\ufffd  \n \n   end   "
+)
+
+
+def serialise(*, pattern: str, special_tokens: Sequence[str], merges: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The content of `bpe.json`: one merge a line, the same bytes for the same tokenizer."""
+    lines = ",\n".join(f"  {json.dumps([a.hex(), b.hex()])}" for a, b in merges)
+    head = f' "pattern": {json.dumps(pattern)},\n "special_tokens": {json.dumps(list(special_tokens))},\n'
+    return f'{{\n "format": 1,\n{head} "merges": [\n{lines}\n ]\n}}\n'.encode()
+
+
+def parse(raw: bytes, *, artifact: object) -> dict[str, Any]:
+    """pattern, special_tokens and merges from the content of `bpe.json`. Raises ContractError for anything else."""
+    try:
+        body = json.loads(raw)
+        merges = [(bytes.fromhex(a), bytes.fromhex(b)) for a, b in body["merges"]]
+        return {"pattern": body["pattern"], "special_tokens": tuple(body["special_tokens"]), "merges": merges}
+    except (ValueError, KeyError, TypeError) as error:
+        remedy = "Restore it from a copy, or train the tokenizer again."
+        raise ContractError(KIND, artifact=artifact, expected="a tokenizer", found=repr(error), remedy=remedy) from None
+
+
+def facts_of(
+    *,
+    pattern: str,
+    pattern_text: str,
+    merges: Sequence[tuple[bytes, bytes]],
+    special_ids: dict[str, int],
+    probe_ids: Sequence[int],
+    vocab: dict[int, bytes],
+) -> dict[str, Any]:
+    """The facts that the layers below rely on."""
+    first = next(iter(special_ids), None)
+    rule = f"bos, text, eos; bos = eos = {first}" if first is not None else "text alone"
+    return {
+        "vocab_size": len(vocab),
+        "pattern": pattern,
+        "pattern_sha256": hashlib.sha256(pattern_text.encode()).hexdigest(),
+        "merges_sha256": fingerprint([[a.hex(), b.hex()] for a, b in merges]),
+        "special_tokens": special_ids,
+        "document_rule": rule,
+        "bos_id": special_ids.get(first) if first is not None else None,
+        "eos_id": special_ids.get(first) if first is not None else None,
+        "probe_sha256": fingerprint(list(probe_ids)),
+        "bytes_per_id_sha256": fingerprint([vocab[token].hex() for token in range(len(vocab))]),
+    }
+
+
+def manifest_of(content: bytes, facts: dict[str, Any], provenance: dict[str, Any]) -> Manifest:
+    """The manifest of a tokenizer whose `bpe.json` is `content`."""
+    record = FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    return Manifest(kind=KIND, facts=facts, files={FILE: record}, provenance=provenance)

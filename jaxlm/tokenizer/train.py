@@ -1,0 +1,53 @@
+"""From texts to a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jaxlm.config.schema import TokenizerConfig
+from jaxlm.contract import InputError
+from jaxlm.tokenizer.tokenizer import Tokenizer
+from jaxlm.tokenizer.training import Ties, count_pretokens, learn_merges
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    special_tokens: Sequence[str] = ("<|endoftext|>",),
+    pattern: str = "gpt2",
+    ties: Ties = "bytes",
+    max_bytes: int = 0,
+) -> Tokenizer:
+    """Train byte-level BPE on `texts` (an iterable of str, read once).
+
+    vocab_size: ids in all. ties: see `learn_merges`. max_bytes: bytes of text to train on, 0 for all.
+    Raises InputError for an empty corpus, one too small for the vocabulary, or a vocabulary too small for bytes and specials.
+    """
+    wanted = vocab_size - 256 - len(special_tokens)
+    if wanted < 0:
+        least = 256 + len(special_tokens)
+        raise InputError(
+            f"--tokenizer.vocab-size: expected >= {least} (256 bytes and {len(special_tokens)} special tokens), found {vocab_size}"
+        )
+    if ties not in ("bytes", "ids"):
+        raise ValueError(f"ties: expected 'bytes' or 'ids', found {ties!r}")
+    empty = Tokenizer((), special_tokens, pattern)  # checks pattern and special tokens before the work
+    counts = count_pretokens(texts, pattern=pattern, special_tokens=empty.special_tokens, max_bytes=max_bytes)
+    if not counts:
+        raise InputError("expected text to train a tokenizer on, found an empty corpus; check --data.source")
+    merges = learn_merges(counts, wanted, ties=ties)
+    provenance = {"ties": ties, "pretokens": sum(counts.values()), "distinct_pretokens": len(counts)}
+    return Tokenizer(merges, special_tokens, pattern, provenance=provenance)
+
+
+def train_from_config(texts: Iterable[str], cfg: TokenizerConfig) -> Tokenizer:
+    """`train_tokenizer` with the options of a config."""
+    return train_tokenizer(
+        texts,
+        vocab_size=cfg.vocab_size,
+        special_tokens=cfg.special_tokens,
+        pattern=cfg.pattern,
+        ties=cfg.ties,
+        max_bytes=cfg.train_bytes,
+    )
