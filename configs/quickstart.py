@@ -1,0 +1,29 @@
+"""jaxlm quickstart
+
+About four minutes of training on two CPU cores. Expect about 1.7 bits per byte on validation text, where `gzip -9` of each
+document needs about 2.0.
+"""
+
+from jaxlm.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def config() -> RunConfig:
+    return RunConfig(
+        name="quickstart",
+        tokenizer=TokenizerConfig(vocab_size=4096),
+        data=DataConfig(),
+        model=ModelConfig(d_model=256, n_layers=4, n_heads=4, context_length=256),
+        optim=OptimConfig(lr=3e-3, warmup_steps=50),
+        train=TrainConfig(steps=600, batch_size=16),
+        checkpoint=CheckpointConfig(every=100),
+        eval=EvalConfig(every=100, batches=8),
+    )
