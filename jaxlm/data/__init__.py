@@ -1,0 +1,30 @@
+"""Raw documents to shards to batches."""
+
+from jaxlm.config.schema import DataConfig
+from jaxlm.data.batches import Batch, batch, batch_crc, validation_batches
+from jaxlm.data.checks import check_batch
+from jaxlm.data.documents import Counts, Document, read_documents
+from jaxlm.data.order import permute
+from jaxlm.data.prefetch import Prefetcher
+from jaxlm.data.shards import ShardSet, TokenStream, build_shards, open_shards
+from jaxlm.data.split import split_of, training_texts
+
+__all__ = [
+    "Batch",
+    "Counts",
+    "DataConfig",
+    "Document",
+    "Prefetcher",
+    "ShardSet",
+    "TokenStream",
+    "batch",
+    "batch_crc",
+    "build_shards",
+    "check_batch",
+    "open_shards",
+    "permute",
+    "read_documents",
+    "split_of",
+    "training_texts",
+    "validation_batches",
+]

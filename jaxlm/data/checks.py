@@ -1,0 +1,55 @@
+"""The batch contract, checked on the host before every step.
+
+Written from the contract, not from the packing code: it looks at a batch as something that came from anywhere.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxlm.contract import ContractError
+from jaxlm.data.batches import Batch
+
+
+def check_batch(made: Batch, *, vocab_size: int, context_length: int, min_supervised: float = 0.0, label: str = "batch") -> None:
+    """Raise ContractError, with both values and the place, where a batch breaks its contract.
+
+    Ids and supervised labels lie in 0..vocab_size-1; supervised labels are the tokens shifted by one, within their document;
+    positions count from 0 at each document; padding is at the end and unsupervised; the supervised share is at least
+    `min_supervised`. label: names the batch in the message.
+    """
+
+    def broken(expected: str, found: str) -> ContractError:
+        return ContractError("batch", artifact=label, expected=expected, found=found, remedy="The shards or the loader are wrong.")
+
+    def require(ok_BT: np.ndarray, expected: str, values: np.ndarray) -> None:
+        if not ok_BT.all():
+            row, at = np.argwhere(~ok_BT)[0]
+            raise broken(expected, f"{values[row, at]} at row {row}, position {at} ({int((~ok_BT).sum())} places)")
+
+    shape = made.tokens.shape
+    for name, array in made._asdict().items():
+        dtype = np.dtype(bool if name == "loss_mask" else np.int32)
+        if array.dtype != dtype or array.shape != shape or len(shape) != 2:
+            raise broken(f"{name} as {dtype} {list(shape)}", f"{array.dtype} {list(array.shape)}")
+    tokens, labels, mask, segments, positions = made
+    require((tokens >= 0) & (tokens < vocab_size), f"ids in 0..{vocab_size - 1}", tokens)
+    require(~mask | ((labels >= 0) & (labels < vocab_size)), f"labels in 0..{vocab_size - 1}", labels)
+    require(segments >= 0, "segments >= 0", segments)
+    require(~mask | (segments > 0), "no supervised padding", segments)
+
+    same = segments[:, 1:] == segments[:, :-1]
+    require(~mask[:, :-1] | (labels[:, :-1] == tokens[:, 1:]), "labels[t] = tokens[t + 1]", labels[:, :-1])
+    require(~mask[:, :-1] | same, "a supervised label in the document of its input", segments[:, 1:])
+    padding = segments == 0
+    require(~padding[:, :-1] | padding[:, 1:], "padding at the end of a row", segments[:, 1:])
+    require(padding[:, 1:] | same | (segments[:, 1:] == segments[:, :-1] + 1), "segments that count up by one", segments[:, 1:])
+
+    require(padding[:, :1] | (positions[:, :1] == 0), "position 0 at the start of a row", positions[:, :1])
+    following = np.where(same, positions[:, :-1] + 1, 0)
+    require(padding[:, 1:] | (positions[:, 1:] == following), "positions that restart at documents and count by one", positions[:, 1:])
+    require((positions >= 0) & (positions < context_length), f"positions below the trained {context_length}", positions)
+
+    share = float(mask.mean())
+    if share < min_supervised:
+        raise broken(f"at least {min_supervised:.1%} supervised labels", f"{share:.1%}")

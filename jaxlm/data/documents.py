@@ -1,0 +1,233 @@
+"""Raw text in: documents from files, folders, globs, and the standard library of the running Python.
+
+Order is fixed (sorted paths, lines as they stand), memory bounded (one document at a time), and everything that is dropped or
+repaired is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import gzip
+import io
+import json
+import sysconfig
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from jaxlm.config.schema import DataConfig
+from jaxlm.contract import InputError
+
+STDLIB = "stdlib:"
+WHOLE = (".txt", ".md", ".rst", ".py")  # a file is a document
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")  # a line is a document
+SUFFIXES = (*WHOLE, *LINES, ".parquet")
+
+
+class Document(NamedTuple):
+    """text: never empty. origin: where it stands, for messages."""
+
+    text: str
+    origin: str
+
+
+@dataclass
+class Counts:
+    """What reading met, by source: documents and bytes of UTF-8 that were given out, and what was dropped or repaired."""
+
+    documents: int = 0
+    bytes: int = 0
+    empty: int = 0
+    invalid_utf8: int = 0  # documents in which invalid bytes were replaced by U+FFFD
+    truncated: bool = False  # stopped at max_bytes
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """As the manifest holds them."""
+        return dataclasses.asdict(self)
+
+
+def read_documents(cfg: DataConfig, counts: Counts | None = None) -> Iterator[Document]:
+    """All documents of `cfg.source`, in a fixed order, until `cfg.max_bytes` bytes of UTF-8 were given out (0: all).
+
+    counts: filled while documents are read. Empty documents are dropped. Invalid UTF-8 is replaced and counted, or refused
+    with `cfg.strict`. Raises InputError for a missing file, an unknown suffix, a damaged file, a line that is no JSON or has
+    no text; and at the end where there was no document at all.
+    """
+    counts = Counts() if counts is None else counts
+    for source in cfg.source:
+        here = counts.by_source.setdefault(source, {"documents": 0, "bytes": 0})
+        for raw, origin in _raw(source, cfg.text_field):
+            text = _text(raw, origin, cfg.strict, counts)
+            if not text:
+                counts.empty += 1
+                continue
+            size = len(text.encode())
+            if cfg.max_bytes and counts.bytes + size > cfg.max_bytes and counts.documents:
+                counts.truncated = True
+                return
+            counts.documents += 1
+            counts.bytes += size
+            here["documents"] += 1
+            here["bytes"] += size
+            yield Document(text, origin)
+    if not counts.documents:
+        raise InputError(f"--data.source: expected text in {', '.join(cfg.source)}, found no document that is not empty")
+
+
+def _text(raw: bytes | str, origin: str, strict: bool, counts: Counts) -> str:
+    if isinstance(raw, str):
+        raw = raw.encode("utf-8", "surrogatepass")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        if strict:
+            raise InputError(
+                f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason}); "
+                "mend the text, or leave --data.strict off to replace and count it"
+            ) from None
+    counts.invalid_utf8 += 1
+    return raw.decode(errors="replace")
+
+
+def _raw(source: str, text_field: str) -> Iterator[tuple[bytes | str, str]]:
+    """Text as it stands and where, of one source."""
+    if source == STDLIB:
+        yield from _stdlib()
+        return
+    for path in files_of(source):
+        name = path.name.lower()
+        if name.endswith(WHOLE):
+            yield _read(path, lambda p: p.read_bytes()), str(path)
+        elif name.endswith(".parquet"):
+            yield from _parquet(path, text_field)
+        else:
+            yield from _jsonl(path, text_field)
+
+
+def files_of(source: str) -> list[Path]:
+    """The files of a source: itself, or those below a folder or matched by a glob that have a known suffix, sorted."""
+    path = Path(source)
+    if path.is_file():
+        if not path.name.lower().endswith(SUFFIXES):
+            raise InputError(f"{source}: expected a file with one of {' '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}")
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(SUFFIXES))
+    elif glob.has_magic(source):
+        found = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())
+        if other := [p for p in found if not p.name.lower().endswith(SUFFIXES)]:
+            raise InputError(f"{other[0]}: expected a file with one of {' '.join(SUFFIXES)}, matched by {source}")
+    else:
+        raise InputError(f"--data.source: expected a file, a folder, a glob or {STDLIB}, found nothing at {source}")
+    if not found:
+        raise InputError(f"{source}: expected files with one of {' '.join(SUFFIXES)}, found none")
+    return found
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """`read(path)`, with what a damaged or forbidden file raises as InputError."""
+    try:
+        return read(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: expected a file that can be read, found {type(error).__name__}: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file that may be compressed."""
+    if path.name.endswith(".zst"):
+        import_error = "--data.source: reading .zst needs zstandard; `pip install 'jaxlm[data]'`"
+        try:
+            import zstandard
+        except ImportError:
+            raise InputError(import_error) from None
+        with open(path, "rb") as file:
+            stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            try:
+                yield from io.BufferedReader(stream)
+            except zstandard.ZstdError as error:
+                raise InputError(f"{path}: expected a whole zstd file, found {error}") from None
+        _whole_zst(path, zstandard)
+        return
+    opener: Callable[[Path], BinaryIO] = (lambda p: gzip.open(p, "rb")) if path.name.endswith(".gz") else (lambda p: open(p, "rb"))
+    with _read(path, opener) as file:
+        while line := _read(path, lambda _: file.readline()):
+            yield line
+
+
+def _whole_zst(path: Path, zstandard: Any) -> None:
+    """A truncated frame ends without a word in the stream reader; decoding it again to its end mark does not."""
+    decoder = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+    with open(path, "rb") as file:
+        block = file.read(1 << 20)
+        while block:
+            decoder.decompress(block)
+            if decoder.eof:
+                block = decoder.unused_data or file.read(1 << 20)
+                if block:
+                    decoder = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+                continue
+            block = file.read(1 << 20)
+    if not decoder.eof:
+        raise InputError(f"{path}: expected a whole zstd file, found one that is cut off; copy it again")
+
+
+def _jsonl(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            body = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: expected a JSON object, found {error}") from None
+        yield _field(body, text_field, where), where
+
+
+def _field(body: Any, name: str, where: str) -> str:
+    if not isinstance(body, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(body).__name__}")
+    if name not in body:
+        raise InputError(f"{where}: expected the field {name!r}, found {', '.join(body) or 'none'}; set --data.text-field")
+    if not isinstance(body[name], str):
+        raise InputError(f"{where}: expected text in the field {name!r}, found {type(body[name]).__name__}")
+    return body[name]
+
+
+def _parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise InputError("--data.source: reading .parquet needs pyarrow; `pip install 'jaxlm[data]'`") from None
+    try:
+        file = parquet.ParquetFile(path)
+        if text_field not in file.schema_arrow.names:
+            found = ", ".join(file.schema_arrow.names)
+            raise InputError(f"{path}: expected the column {text_field!r}, found {found}; set --data.text-field")
+        row = 0
+        for batch in file.iter_batches(columns=[text_field], batch_size=256):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                if not isinstance(value, str):
+                    found = "null" if value is None else type(value).__name__
+                    raise InputError(f"{path}: expected text in column {text_field!r}, found {found} in row {row}")
+                yield value, f"{path}:{row}"
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a whole parquet file, found {' '.join(str(error).split())}") from None
+
+
+def _stdlib() -> Iterator[tuple[bytes | str, str]]:
+    """The running Python's own text: its language documentation, then the source of its library, tests left out."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield topics[name], f"{STDLIB}pydoc_data.topics[{name!r}]"
+    root = Path(sysconfig.get_paths()["stdlib"])
+    unwanted = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "pydoc_data"}
+    paths: Iterable[Path] = (p for p in root.rglob("*.py") if not unwanted.intersection(p.relative_to(root).parts))
+    for path in sorted(paths, key=lambda p: p.relative_to(root).as_posix()):
+        yield _read(path, lambda p: p.read_bytes()), f"{STDLIB}{path.relative_to(root).as_posix()}"

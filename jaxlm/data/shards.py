@@ -1,0 +1,187 @@
+"""Token shards: flat arrays of ids on the disk, memory-mapped, with an index of where documents begin.
+
+`train-00000.bin` holds ids as little-endian uint16 or uint32, document after document, each BOS + text + EOS; a document never
+crosses into another shard. `train.index.bin` holds the first token of each document, and the end, as little-endian int64.
+Everything is verified at open: what is read later is what was written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.config.schema import DataConfig
+from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, new_artifact
+from jaxlm.data.documents import Counts, read_documents
+from jaxlm.data.split import RULE, SPLITS, split_of
+from jaxlm.tokenizer import Tokenizer
+
+KIND = "data"
+PACKING_RULE = (
+    "row i of length T is tokens i*T .. i*T+T of the split, its labels the same shifted by one; segments and positions restart "
+    "at every document and at the row's start; the last row is padded with segment 0"
+)
+LOSS_MASK_RULE = "a label is supervised where it belongs to the document of its input"
+_REMEDY = "Restore it from a copy, or build the shards again."
+
+Progress = Callable[[Counts], None]
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """One split as one virtual array of ids. starts: int64 [documents + 1], the first token of each document, and the end."""
+
+    shards: tuple[np.ndarray, ...]
+    offsets: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are."""
+        return len(self.starts) - 1
+
+    def slice(self, begin: int, end: int) -> np.ndarray:
+        """Tokens begin .. end - 1, int32, cut at the end of the stream."""
+        begin, end = max(begin, 0), min(end, len(self))
+        parts = [np.zeros(0, np.int32)]
+        first = int(np.searchsorted(self.offsets, begin, "right")) - 1
+        for shard, offset in zip(self.shards[first:], self.offsets[first:], strict=False):
+            if offset >= end:
+                break
+            parts.append(shard[max(begin - offset, 0) : end - offset].astype(np.int32))
+        return np.concatenate(parts)
+
+    def document(self, index: int) -> np.ndarray:
+        """The ids of a document, int32, with its BOS and EOS."""
+        return self.slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def rows(self, context_length: int) -> int:
+        """Rows of `context_length` positions, the last one possibly padded."""
+        return max(0, -(-(len(self) - 1) // context_length))
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened data artifact: both splits and the manifest."""
+
+    path: Path
+    manifest: Manifest
+    train: TokenStream
+    val: TokenStream
+
+
+class _Writer:
+    """The shards of one split, while documents come in."""
+
+    def __init__(self, directory: Path, split: str, dtype: np.dtype, shard_tokens: int):
+        self.directory, self.split, self.dtype, self.limit = directory, split, dtype, shard_tokens
+        self.starts, self.max_id, self.bytes = [0], -1, 0
+        self.sizes: list[int] = []
+        self._file: Any = None
+
+    def add(self, ids: np.ndarray, size: int) -> None:
+        if self._file is None or (self.sizes[-1] and self.sizes[-1] + len(ids) > self.limit):
+            self.close()
+            self._file = open(self.directory / f"{self.split}-{len(self.sizes):05d}.bin", "wb")
+            self.sizes.append(0)
+        self._file.write(ids.astype(self.dtype).tobytes())
+        self.sizes[-1] += len(ids)
+        self.starts.append(self.starts[-1] + len(ids))
+        self.max_id = max(self.max_id, int(ids.max()))
+        self.bytes += size
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def facts(self) -> dict[str, Any]:
+        shards = {f"{self.split}-{i:05d}.bin": size for i, size in enumerate(self.sizes)}
+        return {"tokens": self.starts[-1], "documents": len(self.starts) - 1, "bytes": self.bytes, "shards": shards}
+
+
+def build_shards(
+    cfg: DataConfig, tokenizer: Tokenizer, directory: str | os.PathLike[str], *, on_progress: Progress | None = None
+) -> ShardSet:
+    """Read the sources, split and encode every document, write the artifact, and open it.
+
+    on_progress: called after every document. Raises InputError for bad sources, or where a split would be empty; then
+    nothing is written.
+    """
+    counts = Counts()
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    with new_artifact(directory) as temporary:
+        writers = {split: _Writer(temporary, split, dtype, cfg.shard_tokens) for split in SPLITS}
+        try:
+            for document in read_documents(cfg, counts):
+                ids = tokenizer.encode_document(document.text)
+                writers[split_of(document.text, cfg.val_fraction)].add(ids, len(document.text.encode()))
+                if on_progress is not None:
+                    on_progress(counts)
+        finally:
+            for writer in writers.values():
+                writer.close()
+        for split, writer in writers.items():
+            if len(writer.starts) == 1:
+                raise InputError(
+                    f"--data.val-fraction: expected documents in both splits, found all {counts.documents} in the other than "
+                    f"{split} at {cfg.val_fraction}; give more documents, or another share"
+                )
+            (temporary / f"{split}.index.bin").write_bytes(np.asarray(writer.starts, "<i8").tobytes())
+        facts = {
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer_probe_sha256": tokenizer.manifest.facts["probe_sha256"],
+            "document_rule": tokenizer.manifest.facts["document_rule"],
+            "max_id": max(writer.max_id for writer in writers.values()),
+            "dtype": dtype.str,
+            "splits": {split: writer.facts() for split, writer in writers.items()},
+            "split_rule": RULE,
+            "val_fraction": cfg.val_fraction,
+            "order_seed": cfg.order_seed,
+            "packing_rule": PACKING_RULE,
+            "loss_mask_rule": LOSS_MASK_RULE,
+            "sources": list(cfg.source),
+            "curation": counts.facts(),
+            "decontamination": {"method": "none"},
+        }
+        files = {p.name: FileRecord.of(p) for p in sorted(temporary.iterdir())}
+        Manifest(KIND, facts, {"tokenizer": tokenizer.fingerprint}, files).save(temporary)
+    return open_shards(directory)
+
+
+def open_shards(directory: str | os.PathLike[str]) -> ShardSet:
+    """Open a data artifact and verify it: manifest, every file's length and sha256, the index, no file too many.
+
+    Raises ContractError naming the file, InputError where there is no artifact.
+    """
+    root = Path(directory)
+    manifest = Manifest.load(root, KIND)
+    manifest.require_files(root)
+    if extra := sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {*manifest.files, MANIFEST}):
+        raise ContractError(KIND, artifact=root / extra[0], expected="no such file", found="one", remedy="Remove it.")
+    return ShardSet(root, manifest, *(_stream(root, manifest, split) for split in SPLITS))
+
+
+def _stream(root: Path, manifest: Manifest, split: str) -> TokenStream:
+    facts = manifest.facts["splits"][split]
+    dtype = np.dtype(manifest.facts["dtype"])
+    shards = []
+    for name, tokens in facts["shards"].items():
+        shard = np.memmap(root / name, dtype, "r")
+        if len(shard) != tokens:
+            raise ContractError(KIND, artifact=root / name, expected=f"{tokens} tokens", found=len(shard), remedy=_REMEDY)
+        shards.append(shard)
+    index = root / f"{split}.index.bin"
+    starts = np.fromfile(index, "<i8")
+    if len(starts) != facts["documents"] + 1 or starts[0] != 0 or starts[-1] != facts["tokens"] or (np.diff(starts) <= 0).any():
+        expected = f"{facts['documents']} documents of {facts['tokens']} tokens"
+        raise ContractError(KIND, artifact=index, expected=expected, found="another index", remedy=_REMEDY)
+    offsets = np.cumsum([0, *facts["shards"].values()])[:-1]
+    return TokenStream(tuple(shards), offsets, starts)
