@@ -22,7 +22,8 @@ PROBE = (
     "def f(x: int = 1_000) -> str:\n    return f'{x!r:>12}'  # ∑ α≤β → ∞\n\n\n0 12 345 6789 1234567890 ٣٤٥ ५६७ Ⅷ ½ x² 1.5e-3\n"
     "naïve café e\u0301 Ångström Straße ſ İstanbul ŉ ﬁ — “quotes” ‘single’ … !?!? --==>> <|endoftext|> <|im_start|>\n"
     "Привет, мир! Γειά σου Κόσμε שָׁלוֹם مرحبا بالعالم नमस्ते दुनिया สวัสดีชาวโลก 你好,世界。こんにちは世界 안녕하세요 "
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f1e9\U0001f1ea\U00010348\x00\x1c\x1f\x7f\x85\ufeff\ufffd  \n \n   end   "
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f1e9\U0001f1ea\U00010348\x00"
+    "\x1c\x1f\x7f\x85\ufeff\ufffd  \n \n   end   "
 )
 
 
@@ -51,9 +52,14 @@ def facts_of(
     merges: Sequence[tuple[bytes, bytes]],
     special_ids: dict[str, int],
     probe_ids: Sequence[int],
+    probe_pretokens: Sequence[str],
     vocab: dict[int, bytes],
 ) -> dict[str, Any]:
-    """The facts that the layers below rely on."""
+    """The facts that the layers below rely on.
+
+    The probe counts with its pre-tokens: few merges cross the boundaries between rare characters, so that with a small
+    vocabulary the ids would be the same if the boundaries moved.
+    """
     first = next(iter(special_ids), None)
     rule = f"bos, text, eos; bos = eos = {first}" if first is not None else "text alone"
     return {
@@ -65,7 +71,7 @@ def facts_of(
         "document_rule": rule,
         "bos_id": special_ids.get(first) if first is not None else None,
         "eos_id": special_ids.get(first) if first is not None else None,
-        "probe_sha256": fingerprint(list(probe_ids)),
+        "probe_sha256": fingerprint([list(probe_ids), list(probe_pretokens)]),
         "bytes_per_id_sha256": fingerprint([vocab[token].hex() for token in range(len(vocab))]),
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
+from itertools import pairwise
 
 Pair = tuple[int, int]
 
@@ -19,7 +20,7 @@ def merge(ids: list[int], product: Mapping[Pair, int]) -> list[int]:
     if len(ids) > SCAN:
         return _merge_long(ids, product)
     while len(ids) > 1:
-        new, at = min((product.get(pair, NONE), at) for at, pair in enumerate(zip(ids, ids[1:], strict=False)))
+        new, at = min((product.get(pair, NONE), at) for at, pair in enumerate(pairwise(ids)))
         if new == NONE:
             break
         ids[at : at + 2] = [new]
@@ -31,7 +32,7 @@ def _merge_long(ids: list[int], product: Mapping[Pair, int]) -> list[int]:
     n = len(ids)
     ids = list(ids)
     following, before = [*range(1, n), -1], [*range(-1, n - 1)]
-    heap = [(product[pair], at) for at, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in product]
+    heap = [(product[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in product]
     heapq.heapify(heap)
     while heap:
         new, at = heapq.heappop(heap)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import regex
 
+from jaxlm.tokenizer.unicode import mask_later
+
 _SPACE = r"\p{White_Space}"
 _NOT_SPACE = r"\P{White_Space}"
 
@@ -34,26 +36,38 @@ PATTERNS: dict[str, str] = {
     ),
 }
 
-# A cut here changes no pre-token on either side, whatever stands elsewhere: no alternative of either pattern crosses from a
-# letter or number to anything else, nor from a non-space to a space that is no line end; and none looks behind.
-_CUT = r"(?r)(?<=[\p{L}\p{N}])(?=[^\p{L}\p{N}])" + rf"|(?<={_NOT_SPACE})(?=[{_SPACE}--\r\n])"
+# Between these neighbours text can be cut, and no pre-token changes on either side, whatever stands elsewhere: in both patterns
+# a run of letters or of numbers ends its pre-token, no pre-token goes from a non-space to a space that is no line end, no
+# alternative looks behind, and the one that looks ahead begins with a space.
+_CUT = (
+    r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})"
+    rf"|(?<={_NOT_SPACE})(?=[{_SPACE}--\r\n])"
+)
 
 
 @functools.cache
-def compiled(name: str) -> regex.Pattern:
+def compiled(name: str) -> regex.Pattern[str]:
     """The pattern `name` of `PATTERNS`. Raises ValueError for another name."""
     if name not in PATTERNS:
         raise ValueError(f"pattern: expected one of {', '.join(PATTERNS)}, found {name!r}")
     return regex.compile(PATTERNS[name], regex.V1)
 
 
+def split(text: str, pattern: str) -> list[str]:
+    """The pre-tokens of `text`, which joined are `text` again. pattern: a name in `PATTERNS`."""
+    masked = mask_later(text)
+    if masked is text:
+        return compiled(pattern).findall(text)
+    return [text[slice(*match.span())] for match in compiled(pattern).finditer(masked)]
+
+
 @functools.cache
-def _cut() -> regex.Pattern:
+def _cut() -> regex.Pattern[str]:
     return regex.compile(_CUT, regex.V1)
 
 
 @functools.cache
-def special_pattern(special_tokens: tuple[str, ...]) -> regex.Pattern | None:
+def special_pattern(special_tokens: tuple[str, ...]) -> regex.Pattern[str] | None:
     """Finds special tokens, the longest first where one begins another; None where there are none."""
     if not special_tokens:
         return None
@@ -64,31 +78,32 @@ def special_pattern(special_tokens: tuple[str, ...]) -> regex.Pattern | None:
 def pieces(chunks: Iterable[str], special_tokens: tuple[str, ...], *, size: int) -> Iterator[str]:
     """Re-cut a stream of text so that pre-tokens and special tokens of the pieces are those of the whole.
 
-    size: characters that are collected before a cut is looked for. A stretch without a place to cut (a letter run without
-    end) is kept together, however long it is.
+    size: characters that are collected before a cut is looked for. A stretch without a place to cut (a run of spaces or letters
+    without end, which is one pre-token) is kept together, however long it is.
     """
     finder = special_pattern(special_tokens)
     reach = max(map(len, special_tokens), default=0)
     buffer, wanted = "", size
     for chunk in chunks:
-        buffer += chunk
-        if len(buffer) < wanted:
-            continue
-        cut = _last_cut(buffer, len(buffer) - reach, finder)
-        if cut:
-            yield buffer[:cut]
-            buffer = buffer[cut:]
-        wanted = len(buffer) + size
+        for start in range(0, len(chunk), size):
+            buffer += chunk[start : start + size]
+            if len(buffer) < wanted:
+                continue
+            if cut := last_cut(buffer, len(buffer) - reach, finder):
+                yield buffer[:cut]
+                buffer = buffer[cut:]
+            wanted = 2 * len(buffer) + size  # doubled, so that all the searches together take linear time
     if buffer:
         yield buffer
 
 
-def _last_cut(text: str, end: int, finder: regex.Pattern | None) -> int:
-    """The last place before `end` to cut, 0 where there is none. A special token is never cut."""
-    found = _cut().search(text, 0, max(end, 0))
-    # The end of the searched stretch is no evidence of what follows; the match is one position earlier at least.
+def last_cut(text: str, end: int, finder: regex.Pattern[str] | None) -> int:
+    """The last place before `end` to cut, 0 where there is none. What `finder` finds is never cut."""
+    found = _cut().search(mask_later(text), 0, max(end, 0))
     cut = found.start() if found else 0
     for match in finder.finditer(text) if finder else ():
         if match.start() < cut < match.end():
             return match.start()
+        if match.start() >= cut:
+            break
     return cut

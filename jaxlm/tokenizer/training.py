@@ -9,96 +9,106 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from jaxlm.contract import InputError
 from jaxlm.tokenizer.merging import Pair
-from jaxlm.tokenizer.pretoken import compiled, pieces, special_pattern
+from jaxlm.tokenizer.pretoken import last_cut, pieces, special_pattern, split
 
 Ties = Literal["bytes", "ids"]
 SIZE = 1 << 16  # characters of text that are split at once
 
 
-def count_pretokens(texts: Iterable[str], *, pattern: str, special_tokens: tuple[str, ...], max_bytes: int = 0) -> Counter[bytes]:
+@dataclass
+class Corpus:
+    """What training needs to know of the texts, and what its record tells of them."""
+
+    counts: Counter[bytes] = field(default_factory=Counter)  # pre-token -> how often it occurs
+    documents: int = 0  # texts taken, the last perhaps in part
+    bytes: int = 0  # of UTF-8 in them
+
+
+def count_pretokens(texts: Iterable[str], *, pattern: str, special_tokens: tuple[str, ...], max_bytes: int = 0) -> Corpus:
     """How often each pre-token occurs. Special tokens in the texts separate, and are not counted.
 
-    max_bytes: stop before the text that would exceed so many bytes of UTF-8 (the first text is always taken); 0: take all.
+    max_bytes: stop after so many bytes of UTF-8, at the last place before where a text can be cut; 0: take all.
+    Raises TypeError where a text is no str, InputError where it has a lone surrogate.
     """
-    find, specials = compiled(pattern).findall, special_pattern(special_tokens)
+    specials = special_pattern(special_tokens)
     counts: Counter[str] = Counter()
-    taken = 0
+    corpus = Corpus()
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"texts: expected an iterable of str, found {type(text).__name__}")
-        taken += len(text.encode())
-        if max_bytes and taken > max_bytes and counts:
-            break
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"expected Unicode text, found the lone surrogate U+{ord(text[error.start]):04X} at character {error.start} of "
+                f"text {corpus.documents}, which no UTF-8 stands for; read the text with errors='replace'"
+            ) from None
+        room = max_bytes - corpus.bytes if max_bytes else len(raw)
+        if len(raw) > room:
+            fits = len(raw[:room].decode(errors="ignore"))
+            text = text[: last_cut(text, fits + 1, specials) or fits]
         for part in specials.split(text) if specials else (text,):
             for piece in pieces((part,), (), size=SIZE):
-                counts.update(find(piece))
-    return Counter({pretoken.encode(): count for pretoken, count in counts.items()})
-
-
-class _Candidate:
-    """A pair in the heap: the larger count first, then the tie rule."""
-
-    __slots__ = ("count", "key", "pair")
-
-    def __init__(self, count: int, key: tuple, pair: Pair):
-        self.count, self.key, self.pair = count, key, pair
-
-    def __lt__(self, other: _Candidate) -> bool:
-        if self.count != other.count:
-            return self.count > other.count
-        return self.key > other.key
+                counts.update(split(piece, pattern))
+        corpus.documents += 1
+        corpus.bytes += len(text.encode())
+        if max_bytes and len(raw) >= room:
+            break
+    corpus.counts = Counter({pretoken.encode(): count for pretoken, count in counts.items()})
+    return corpus
 
 
 def learn_merges(counts: Counter[bytes], wanted: int, *, ties: Ties = "bytes") -> list[tuple[bytes, bytes]]:
-    """The first `wanted` merges. ties: between equally frequent pairs, "bytes" takes the one whose pair of byte strings is
-    greatest, "ids" the one whose pair of ids is smallest.
+    """The first `wanted` merges, or as many as the counts support. counts: pre-token -> how often it occurs.
 
-    Counts of a pair are those of neighbours; in "aaa" the pair (a, a) counts twice, and one merge of it is made.
-    Raises InputError where the counts support fewer merges.
+    The most frequent pair of neighbours is merged; ties: of equally frequent ones "bytes" takes the pair of byte strings that
+    is greatest, "ids" the pair of ids that is smallest. In "aaa" the pair (a, a) counts twice, and is merged once, on the left.
     """
     text = [bytes([i]) for i in range(256)]
     words = [list(word) for word in counts]
     weights = list(counts.values())
     pairs: defaultdict[Pair, int] = defaultdict(int)
-    where: defaultdict[Pair, set[int]] = defaultdict(set)
+    where: defaultdict[Pair, set[int]] = defaultdict(set)  # words that have the pair, or once had it
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += weights[index]
             where[pair].add(index)
 
-    def candidate(pair: Pair) -> _Candidate:
-        a, b = pair
-        return _Candidate(pairs[pair], (text[a], text[b]) if ties == "bytes" else (-a, -b), pair)
-
-    heap = [candidate(pair) for pair in pairs]
+    # The heap gives its smallest entry first, and a count in it may be out of date: it counts if it is the pair's count now.
+    descending = [_descending(token) for token in text]
+    keys: list[str] | range = descending if ties == "bytes" else range(256 + wanted)
+    heap = [(-count, keys[a], keys[b], (a, b)) for (a, b), count in pairs.items()]
     heapq.heapify(heap)
     merges: list[tuple[bytes, bytes]] = []
-    while len(merges) < wanted:
-        while heap and heap[0].count != pairs.get(heap[0].pair, 0):
-            heapq.heappop(heap)  # its count has changed since; a newer entry says how
-        if not heap:
-            raise InputError(
-                f"--tokenizer.vocab-size: expected text that supports {wanted} merges, found that it supports {len(merges)}; "
-                f"train on more text, or ask for {wanted - len(merges)} tokens fewer"
-            )
-        best = heapq.heappop(heap).pair
+    while heap and len(merges) < wanted:
+        minus_count, _, _, best = heapq.heappop(heap)
+        if -minus_count != pairs.get(best, 0):
+            continue
         new = len(text)
         merges.append((text[best[0]], text[best[1]]))
         text.append(text[best[0]] + text[best[1]])
+        descending.append(_descending(text[new]))
         changed: dict[Pair, int] = {}  # counts before this merge
         for index in where.pop(best):
             _replace(words[index], best, new, weights[index], index, pairs, where, changed)
-        for pair, count in changed.items():
-            if pairs[pair] == 0:
-                del pairs[pair]
-                where.pop(pair, None)
-            elif pairs[pair] != count:
-                heapq.heappush(heap, candidate(pair))
+        for (a, b), count in changed.items():
+            if pairs[a, b] == 0:
+                del pairs[a, b]
+                where.pop((a, b), None)
+            elif pairs[a, b] != count:
+                heapq.heappush(heap, (-pairs[a, b], keys[a], keys[b], (a, b)))
     return merges
+
+
+def _descending(token: bytes) -> str:
+    """A key that sorts byte strings from the greatest to the smallest: bytes inverted, and an end above all of them."""
+    return "".join([chr(255 - byte) for byte in token]) + "\u0100"
 
 
 def _replace(
@@ -113,7 +123,7 @@ def _replace(
 ) -> None:
     """Merge `best` in one word, from the left, and carry the counts of its pairs along."""
     first, second = best
-    before = list(zip(word, word[1:], strict=False))
+    before = list(pairwise(word))
     if best not in before:
         return
     at, merged = 0, []
@@ -128,7 +138,7 @@ def _replace(
     for pair in before:
         changed.setdefault(pair, pairs[pair])
         pairs[pair] -= weight
-    for pair in zip(merged, merged[1:], strict=False):
+    for pair in pairwise(merged):
         changed.setdefault(pair, pairs[pair])
         pairs[pair] += weight
         where[pair].add(index)
