@@ -150,9 +150,7 @@ class Manifest:
         digest = found.pop("digest", None)
         contract = found["kind"]
         if digest != (expected := fingerprint(found)):
-            raise ContractError(
-                contract, artifact=artifact, expected=f"digest {digest}", found=expected, remedy=_REBUILD
-            )
+            raise ContractError(contract, artifact=artifact, expected=f"digest {digest}", found=expected, remedy=_REBUILD)
         if found["format"] != FORMAT:
             raise ContractError(
                 contract,
@@ -191,7 +189,9 @@ class Manifest:
         except (ValueError, UnicodeDecodeError) as error:
             raise ContractError(contract, artifact=path, expected="JSON", found=str(error), remedy=_REBUILD) from None
         if not isinstance(body, dict) or not same:
-            raise ContractError(contract, artifact=path, expected="the bytes that were written", found="others", remedy=_REBUILD)
+            raise ContractError(
+                contract, artifact=path, expected="the bytes that were written", found="others", remedy=_REBUILD
+            )
         manifest = cls.from_json(body, artifact=path)
         if kind is not None and manifest.kind != kind:
             raise ContractError(kind, artifact=path, expected=f"kind {kind}", found=f"kind {manifest.kind}")

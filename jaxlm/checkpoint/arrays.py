@@ -76,6 +76,7 @@ def read_arrays(directory: str | os.PathLike[str], names: Iterable[str]) -> dict
         args = ocp.args.PyTreeRestore(
             item=dict.fromkeys(files, 0),
             restore_args={file: ocp.RestoreArgs(restore_type=np.ndarray) for file in files},
+            partial_restore=True,
         )
         restored = handler.restore(path, args=args)
     finally:

@@ -49,7 +49,8 @@ class HostLeaf(NamedTuple):
         return LeafRecord(self.shape, self.dtype, leaf_sha256(self.data, self.shape, self.dtype))
 
 
-class NonFinite(NamedTuple):
+@dataclass(frozen=True)
+class NonFinite:
     """The first leaf that is not finite. path: its name; count: how many NaN or infinite values; size: of how many."""
 
     path: str

@@ -17,57 +17,22 @@ import operator
 import os
 import re
 import shutil
-import threading
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from jaxlm.checkpoint.arrays import leaf_of_file, read_arrays, write_arrays
-from jaxlm.checkpoint.leaves import HostLeaf, LeafRecord, fill, host_leaves, leaf_sha256, nonfinite_leaf, require_match
+from jaxlm.checkpoint.leaves import fill, host_leaves, nonfinite_leaf, require_match
 from jaxlm.checkpoint.retention import steps_to_keep
-from jaxlm.contract import MANIFEST, ContractError, Finding, InputError, Manifest, canonical_json, record_files, sync_directory
+from jaxlm.checkpoint.saving import Save, SaveError
+from jaxlm.checkpoint.verifying import COPY, KIND, read_leaves, records_of, require_facts, verify_files
+from jaxlm.contract import MANIFEST, ContractError, Finding, InputError, Manifest, canonical_json, sync_directory
 
-KIND = "checkpoint"
-STATE = "state"  # the directory of the leaves within a checkpoint
 RESERVED = ("step", "metric", "leaves")  # facts that the store states itself
 TEMPORARY = re.compile(r"\.\d{8,}\.[0-9a-f]{8}\.tmp")
-_COPY = "Restore it from a copy, or resume from another checkpoint."
-
-
-class SaveError(Exception):
-    """A checkpoint was not saved. step: which; durable: the newest step that is on the disk, or None; cause: the error."""
-
-    def __init__(self, path: Path, step: int, cause: BaseException, *, durable: int | None, bytes_needed: int):
-        self.path, self.step, self.durable, self.cause = path, step, durable, cause
-        try:
-            free = f"{shutil.disk_usage(path.parent).free} bytes are free there"
-        except OSError as error:
-            free = str(error)
-        super().__init__(
-            f"checkpoint {path} was not saved: expected to write {bytes_needed} bytes, found {type(cause).__name__}: {cause}. "
-            f"Last durable step: {'none' if durable is None else durable}. Nothing of the failed save is left. "
-            f"Free space on the disk ({free}), lower --checkpoint.keep-last, or check the permissions; then resume the run."
-        )
-
-
-@dataclass
-class _Save:
-    """One save: what it writes, and how it ended."""
-
-    step: int
-    leaves: dict[str, HostLeaf]
-    facts: dict[str, Any]
-    parents: dict[str, str]
-    provenance: dict[str, Any]
-    thread: threading.Thread | None = None
-    manifest: Manifest | None = None
-    error: SaveError | None = None
 
 
 class CheckpointStore:
@@ -93,7 +58,9 @@ class CheckpointStore:
             raise ValueError(f"expected keep_last >= 1 and keep_best >= 0, found {keep_last} and {keep_best}")
         self.directory = Path(directory)
         self.keep_last, self.keep_best, self.asynchronous = keep_last, keep_best, asynchronous
-        self._save: _Save | None = None
+        self._save: Save | None = None
+        self._future: Future[Manifest] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         if clean and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if TEMPORARY.fullmatch(path.name):
@@ -127,10 +94,10 @@ class CheckpointStore:
             manifest = Manifest.load(path, KIND)
         except (InputError, OSError) as error:
             found = "none" if isinstance(error, InputError) else error
-            raise ContractError(KIND, artifact=path / MANIFEST, expected="a manifest", found=found, remedy=_COPY) from None
+            raise ContractError(KIND, artifact=path / MANIFEST, expected="a manifest", found=found, remedy=COPY) from None
         if manifest.facts.get("step") != step:
             found = f"step {manifest.facts.get('step')}"
-            raise ContractError(KIND, artifact=path, expected=f"step {step}", found=found, remedy=_COPY)
+            raise ContractError(KIND, artifact=path, expected=f"step {step}", found=found, remedy=COPY)
         return manifest
 
     def _readable(self, step: int) -> Manifest | None:
@@ -148,44 +115,10 @@ class CheckpointStore:
             manifest = self.manifest(step)
         except ContractError as error:
             return [Finding(KIND, error.artifact, False, error.expected, error.found, error.remedy)]
-        findings = self._verify_files(step, manifest)
+        findings = verify_files(self.path(step), manifest)
         if deep and all(finding.kept for finding in findings):
-            findings += self._verify_leaves(self.path(step), _records(manifest))[1]
+            findings += read_leaves(self.path(step), records_of(manifest))[1]
         return findings
-
-    def _verify_files(self, step: int, manifest: Manifest) -> list[Finding]:
-        root, leaves = self.path(step), manifest.facts["leaves"]
-        findings = []
-        for finding in manifest.verify_files(root):
-            name = Path(finding.artifact).relative_to(root).as_posix()
-            findings.append(dataclasses.replace(finding, artifact=_artifact(root, name, leaves), remedy=_COPY))
-        for name in sorted(_files_below(root) - manifest.files.keys() - {MANIFEST}):
-            remedy = "Remove it, if nothing needs it: nothing of this project made it."
-            findings.append(Finding(KIND, _artifact(root, name, leaves), False, "no such file", "a file", remedy))
-        return findings
-
-    def _verify_leaves(self, root: Path, records: Mapping[str, LeafRecord]) -> tuple[dict[str, np.ndarray], list[Finding]]:
-        """Read every leaf of the checkpoint at `root` and compare it with its record."""
-        filled = {name: record for name, record in records.items() if math.prod(record.shape)}
-        try:
-            data = read_arrays(root / STATE, filled)
-        except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:  # what orbax and tensorstore raise
-            return {}, [Finding(KIND, str(root / STATE), False, "leaves that orbax can read", error, _COPY)]
-        findings = []
-        for name, record in records.items():
-            if name not in filled:
-                data[name] = np.zeros(record.shape, _stored_dtype(record))
-            array, artifact = data[name], f"{root} (leaf {name})"
-            found = f"{array.dtype.name}{list(array.shape)}"
-            # The digest covers the recorded shape and dtype; that orbax gave this shape and dtype is checked beside it.
-            trailing = array.shape[len(record.shape) :] if record.dtype.startswith("key<") else ()
-            if array.dtype != _stored_dtype(record) or array.shape != (*record.shape, *trailing):
-                findings.append(Finding(KIND, artifact, False, f"{record.dtype}{list(record.shape)}", found, _COPY))
-                continue
-            digest = leaf_sha256(array, record.shape, record.dtype)
-            kept = digest == record.sha256
-            findings.append(Finding(KIND, artifact, kept, f"sha256 {record.sha256}", f"sha256 {digest}", "" if kept else _COPY))
-        return data, findings
 
     # ---- saving --------------------------------------------------------------------------------------------------
 
@@ -228,38 +161,32 @@ class CheckpointStore:
                 found=f"{bad.count} of {bad.size} values of {bad.path} NaN or infinite",
                 remedy="Nothing was saved. Resume from an earlier checkpoint, and look at what led to the non-finite values.",
             )
-        job = _Save(step, leaves, {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {}))
+        job = Save(step, leaves, {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {}))
         if self.path(step).exists() and self._settled(job):
             return
-        if self.asynchronous:
-            job.thread = threading.Thread(target=self._run, args=(job,), name=f"save-{step}")
-            self._save = job
-            job.thread.start()
-        else:
-            self._save = job
-            self._run(job)
+        self._save, self._future = job, self._writer.submit(self._commit, job)
+        if not self.asynchronous:
             self.wait()
 
     def poll(self) -> Manifest | None:
         """The manifest of a save that ended since the last `poll` or `wait`, or None. Raises SaveError if it failed."""
-        if self._save is None or (self._save.thread is not None and self._save.thread.is_alive()):
-            return None
-        return self.wait()
+        return self.wait() if self._future is not None and self._future.done() else None
 
     def wait(self) -> Manifest | None:
         """Wait for the save under way, if any, and return its manifest. Raises SaveError if it failed."""
-        if self._save is None:
+        if self._future is None or self._save is None:
             return None
-        if self._save.thread is not None:
-            self._save.thread.join()
-        job, self._save = self._save, None
-        if job.error is not None:
-            raise job.error
-        return job.manifest
+        (job, self._save), (future, self._future) = (self._save, None), (self._future, None)
+        if (error := future.exception()) is not None:
+            raise SaveError(self.path(job.step), job.step, error, durable=self.latest(), bytes_needed=job.bytes) from error
+        return future.result()
 
     def close(self) -> None:
         """Wait for the save under way. Raises SaveError if it failed."""
-        self.wait()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -272,7 +199,7 @@ class CheckpointStore:
                 raise
             error.add_note(str(failed))  # neither of the two hides the other
 
-    def _settled(self, job: _Save) -> bool:
+    def _settled(self, job: Save) -> bool:
         """Whether the directory of this step already holds this state. Raises ContractError if it holds another, whole one."""
         broken = next((finding for finding in self.verify(job.step) if not finding.kept), None)
         if broken is not None:
@@ -280,8 +207,12 @@ class CheckpointStore:
             return False
         manifest = self.manifest(job.step)
         records = {name: leaf.record() for name, leaf in job.leaves.items()}
-        held = {f"leaf {name}": record for name, record in _records(manifest).items()} | _parents(manifest.parents)
-        given = {f"leaf {name}": record for name, record in records.items()} | _parents(job.parents)
+        held = {f"leaf {name}": record for name, record in records_of(manifest).items()} | {
+            f"parent {kind}": parent for kind, parent in manifest.parents.items()
+        }
+        given = {f"leaf {name}": record for name, record in records.items()} | {
+            f"parent {kind}": parent for kind, parent in job.parents.items()
+        }
         for name in sorted(held.keys() | given.keys()):
             if held.get(name) != given.get(name):
                 raise ContractError(
@@ -293,36 +224,16 @@ class CheckpointStore:
                 )
         return True
 
-    def _run(self, job: _Save) -> None:
-        """The whole of a save, in its thread: write, read back, record, commit, forget the old ones."""
-        final = self.path(job.step)
-        temporary = self._hidden(job.step)
-        size = sum(leaf.data.nbytes for leaf in job.leaves.values())
-        try:
-            temporary.mkdir(parents=True)
-            records = {name: leaf.record() for name, leaf in job.leaves.items()}
-            write_arrays(temporary / STATE, {name: leaf.data for name, leaf in job.leaves.items()})
-            job.leaves = {}
-            # Orbax may cast or drop without a word: what is committed has been read back.
-            for finding in self._verify_leaves(temporary, records)[1]:
-                if not finding.kept:
-                    raise finding.error()
-            _sync_below(temporary)
-            facts = job.facts | {"leaves": {name: dataclasses.asdict(record) for name, record in records.items()}}
-            manifest = Manifest(KIND, facts, job.parents, record_files(temporary), job.provenance)
-            manifest.save(temporary)
-            if final.exists():  # a damaged one: `save` has said so
-                self._remove(job.step)
-            os.replace(temporary, final)
-            sync_directory(self.directory)
-            job.manifest = manifest
-            self._forget(job.step)
-        except Exception as error:  # whatever it was, it reaches the caller as SaveError
-            shutil.rmtree(temporary, ignore_errors=True)
-            job.error = SaveError(final, job.step, error, durable=self.latest(), bytes_needed=size)
-            job.error.__cause__ = error
-            if job.thread is not None and not threading.main_thread().is_alive():
-                raise job.error from error  # the interpreter is ending: nobody will ask, so print it
+    def _commit(self, job: Save) -> Manifest:
+        """The whole of a save, in its thread: write, rename, forget the old ones."""
+        final, temporary = self.path(job.step), self._hidden(job.step)
+        manifest = job.write(temporary)
+        if final.exists():  # a damaged one: `save` has said so
+            self._remove(job.step)
+        os.replace(temporary, final)
+        sync_directory(self.directory)
+        self._forget(job.step)
+        return manifest
 
     def _forget(self, saved: int) -> None:
         """Remove the checkpoints that are neither new nor good. A damaged one is left: it is evidence, and counts as none."""
@@ -343,11 +254,18 @@ class CheckpointStore:
     # ---- restoring -----------------------------------------------------------------------------------------------
 
     def restore(
-        self, like: Any, step: int | None = None, *, allow_older: bool = False, expect: Mapping[str, Any] | None = None
+        self,
+        like: Any,
+        step: int | None = None,
+        *,
+        below: str = "",
+        allow_older: bool = False,
+        expect: Mapping[str, Any] | None = None,
     ) -> tuple[Any, Manifest]:
         """Restore a step (None: the newest) into a tree of the structure of `like`, bitwise, and return it with its manifest.
 
         like: a pytree of `jax.ShapeDtypeStruct` (with a sharding, if it has one), jax arrays or NumPy arrays.
+        below: restore only the leaves whose names begin with it (`params`), into a `like` of that part alone.
         expect: facts, or kinds of parents, with the value that they must have.
         allow_older: take the next older checkpoint where this one is damaged. Each one passed over is warned about and
         recorded in the returned manifest as `provenance["refused"]`, a list of `{"step", "error"}`.
@@ -370,17 +288,19 @@ class CheckpointStore:
             except ContractError as error:
                 damage = error
             else:
-                path, records = self.path(candidate), _records(manifest)
-                _require_facts(manifest, expect or {}, artifact=path)
-                require_match(records, like, artifact=path)
-                broken = next((finding for finding in self._verify_files(candidate, manifest) if not finding.kept), None)
+                path, prefix = self.path(candidate), f"{below}/" if below else ""
+                records = {name: leaf for name, leaf in records_of(manifest).items() if name.startswith(prefix)}
+                require_facts(manifest, expect or {}, artifact=path)
+                require_match({name.removeprefix(prefix): leaf for name, leaf in records.items()}, like, artifact=path)
+                broken = next((finding for finding in verify_files(path, manifest) if not finding.kept), None)
                 if broken is None:
-                    data, findings = self._verify_leaves(path, records)
+                    data, findings = read_leaves(path, records)
                     broken = next((finding for finding in findings if not finding.kept), None)
                 if broken is None:
                     note = {"refused": refused} if refused else {}
                     provenance = {**manifest.provenance, **note}
-                    return fill(like, data), dataclasses.replace(manifest, provenance=provenance)
+                    named = {name.removeprefix(prefix): array for name, array in data.items()}
+                    return fill(like, named), dataclasses.replace(manifest, provenance=provenance)
                 damage = broken.error()
             if not allow_older:
                 raise self._with_older(damage, candidate, steps) from None
@@ -391,7 +311,7 @@ class CheckpointStore:
             artifact=self.directory,
             expected="a checkpoint that is whole",
             found="; ".join(note["error"] for note in refused),
-            remedy=_COPY,
+            remedy=COPY,
         )
 
     def _with_older(self, damage: ContractError, step: int, steps: list[int]) -> ContractError:
@@ -402,45 +322,3 @@ class CheckpointStore:
         return ContractError(
             KIND, artifact=damage.artifact, expected=damage.expected, found=damage.found, remedy=f"{remedy}. {damage.remedy}"
         )
-
-
-def _records(manifest: Manifest) -> dict[str, LeafRecord]:
-    return {name: LeafRecord.from_json(body) for name, body in manifest.facts["leaves"].items()}
-
-
-def _parents(parents: Mapping[str, str]) -> dict[str, Any]:
-    return {f"parent {kind}": fingerprint for kind, fingerprint in parents.items()}
-
-
-def _stored_dtype(record: LeafRecord) -> np.dtype:
-    """The dtype of a leaf's bytes: its own, or that of the key data of PRNG keys."""
-    import ml_dtypes  # noqa: F401  registers bfloat16 and its kin with np.dtype
-
-    return np.dtype(np.uint32 if record.dtype.startswith("key<") else record.dtype)
-
-
-def _artifact(root: Path, name: str, leaves: Mapping[str, Any]) -> str:
-    leaf = leaf_of_file(name, leaves, below=STATE)
-    return f"{root / name} (leaf {leaf})" if leaf is not None else str(root / name)
-
-
-def _files_below(root: Path) -> set[str]:
-    """Everything below `root` that is no directory, links included, as `/`-joined relative paths."""
-    return {Path(folder, name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
-
-
-def _sync_below(root: Path) -> None:
-    """Flush every file and directory below `root` to the disk, so that the rename that commits it comes last there too."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            sync_directory(Path(folder, name))  # fsync needs no more than a descriptor
-        sync_directory(folder)
-
-
-def _require_facts(manifest: Manifest, expect: Mapping[str, Any], *, artifact: Path) -> None:
-    held = {**manifest.facts, **manifest.parents}
-    for name, value in expect.items():
-        if name not in held or canonical_json(held[name]) != canonical_json(value):
-            found = f"{name} {held[name]!r}" if name in held else f"no fact or parent named {name}"
-            remedy = "Restore with what it was saved with, or start a new run."
-            raise ContractError(KIND, artifact=artifact, expected=f"{name} {value!r}", found=found, remedy=remedy)

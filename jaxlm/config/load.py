@@ -37,7 +37,9 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def installed() -> list[str]:
     """Names of the configs that come with the package."""
-    return sorted(p.name.removesuffix(".py") for p in resources.files("configs").iterdir() if p.name.endswith(".py") and p.name[0] != "_")
+    return sorted(
+        p.name.removesuffix(".py") for p in resources.files("configs").iterdir() if p.name.endswith(".py") and p.name[0] != "_"
+    )
 
 
 def _found(path: Path) -> Path:
@@ -54,7 +56,9 @@ def _found(path: Path) -> Path:
 
 def _run(path: Path) -> RunConfig:
     if path.suffix != ".py":
-        raise InputError(f"{path}: expected a config with suffix .py, or resolved.json of a run, found {path.suffix or 'no suffix'}")
+        raise InputError(
+            f"{path}: expected a config with suffix .py, or resolved.json of a run, found {path.suffix or 'no suffix'}"
+        )
     failure: str | None = None
     try:
         names = runpy.run_path(str(path))

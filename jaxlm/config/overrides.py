@@ -21,7 +21,7 @@ from jaxlm.contract import InputError
 def field_types() -> dict[str, Any]:
     """Type of every field that can be overridden, by dotted name."""
     types: dict[str, Any] = {}
-    nested = sections()
+    nested: dict[str, Any] = sections()
     for name, hint in typing.get_type_hints(RunConfig).items():
         if name in nested:
             hints = typing.get_type_hints(nested[name])

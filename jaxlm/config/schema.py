@@ -149,9 +149,7 @@ class ModelConfig(Section):
                 "n_heads",
                 f"a divisor of --model.d-model {self.d_model} (the nearest is {nearest}), or --model.head-dim set",
             )
-        self.require(
-            self.n_heads % self.kv_heads == 0, "n_kv_heads", f"a divisor of --model.n-heads {self.n_heads}"
-        )
+        self.require(self.n_heads % self.kv_heads == 0, "n_kv_heads", f"a divisor of --model.n-heads {self.n_heads}")
         self.require(self.pos != "rope" or self.head_width % 2 == 0, "head_dim", f"an even width (it is {self.head_width})")
 
     @property
@@ -224,9 +222,7 @@ class TrainConfig(Section):
         self.require_at_least(1, "steps", "batch_size", "grad_accum", "max_skipped")
         self.require_at_least(0, "seed", "z_loss")
         self.require_one_of("precision", ("float32", "bfloat16", "float16"))
-        self.require(
-            self.batch_size % self.grad_accum == 0, "grad_accum", f"a divisor of --train.batch-size {self.batch_size}"
-        )
+        self.require(self.batch_size % self.grad_accum == 0, "grad_accum", f"a divisor of --train.batch-size {self.batch_size}")
 
 
 @dataclass(frozen=True)

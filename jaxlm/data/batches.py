@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,16 +15,18 @@ from jaxlm.contract import InputError
 from jaxlm.data.order import permute
 from jaxlm.data.shards import TokenStream
 
+Array = Any  # np.ndarray as it is made, jax.Array once it is on the devices
+
 
 class Batch(NamedTuple):
     """tokens, labels: int32 [B, T]. loss_mask: bool, where the label is supervised. segments: int32, 1 for the row's first
     document, then counting up, 0 for padding. positions: int32, from 0 at each document's start and at the row's start."""
 
-    tokens: np.ndarray
-    labels: np.ndarray
-    loss_mask: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
+    tokens: Array
+    labels: Array
+    loss_mask: Array
+    segments: Array
+    positions: Array
 
 
 def rows_of(stream: TokenStream, rows: np.ndarray, context_length: int) -> Batch:

@@ -11,7 +11,9 @@ from jaxlm.contract import ContractError
 from jaxlm.data.batches import Batch
 
 
-def check_batch(made: Batch, *, vocab_size: int, context_length: int, min_supervised: float = 0.0, label: str = "batch") -> None:
+def check_batch(
+    made: Batch, *, vocab_size: int, context_length: int, min_supervised: float = 0.0, label: str = "batch"
+) -> None:
     """Raise ContractError, with both values and the place, where a batch breaks its contract.
 
     Ids and supervised labels lie in 0..vocab_size-1; supervised labels are the tokens shifted by one, within their document;
@@ -20,7 +22,9 @@ def check_batch(made: Batch, *, vocab_size: int, context_length: int, min_superv
     """
 
     def broken(expected: str, found: str) -> ContractError:
-        return ContractError("batch", artifact=label, expected=expected, found=found, remedy="The shards or the loader are wrong.")
+        return ContractError(
+            "batch", artifact=label, expected=expected, found=found, remedy="The shards or the loader are wrong."
+        )
 
     def require(ok_BT: np.ndarray, expected: str, values: np.ndarray) -> None:
         if not ok_BT.all():
@@ -47,7 +51,11 @@ def check_batch(made: Batch, *, vocab_size: int, context_length: int, min_superv
 
     require(padding[:, :1] | (positions[:, :1] == 0), "position 0 at the start of a row", positions[:, :1])
     following = np.where(same, positions[:, :-1] + 1, 0)
-    require(padding[:, 1:] | (positions[:, 1:] == following), "positions that restart at documents and count by one", positions[:, 1:])
+    require(
+        padding[:, 1:] | (positions[:, 1:] == following),
+        "positions that restart at documents and count by one",
+        positions[:, 1:],
+    )
     require((positions >= 0) & (positions < context_length), f"positions below the trained {context_length}", positions)
 
     share = float(mask.mean())

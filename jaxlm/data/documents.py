@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import InputError
@@ -152,8 +152,8 @@ def _lines(path: Path) -> Iterator[bytes]:
                 raise InputError(f"{path}: expected a whole zstd file, found {error}") from None
         _whole_zst(path, zstandard)
         return
-    opener: Callable[[Path], BinaryIO] = (lambda p: gzip.open(p, "rb")) if path.name.endswith(".gz") else (lambda p: open(p, "rb"))
-    with _read(path, opener) as file:
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    with _read(path, lambda p: opener(p, "rb")) as file:
         while line := _read(path, lambda _: file.readline()):
             yield line
 

@@ -26,11 +26,14 @@ def permute(indices: np.ndarray, n: int, *, seed: int, epoch: int) -> np.ndarray
     Raises ValueError for indices out of range.
     """
     x = np.asarray(indices).astype(np.uint64)
-    if n < 1 or (x.size and int(x.max()) >= n) or (np.asarray(indices) < 0).any():
+    if n < 1 or (x >= n).any() or (np.asarray(indices) < 0).any():
         raise ValueError(f"expected indices in 0..{n - 1}, found {indices!r}")
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    digest = hashlib.sha256(f"jaxlm row order {seed} {epoch}".encode()).digest() + hashlib.sha256(f"{epoch} {seed}".encode()).digest()
+    digest = (
+        hashlib.sha256(f"jaxlm row order {seed} {epoch}".encode()).digest()
+        + hashlib.sha256(f"{epoch} {seed}".encode()).digest()
+    )
     keys = np.frombuffer(digest[: 8 * ROUNDS], np.uint64)
     outside = np.ones(x.shape, bool)
     while outside.any():

@@ -16,7 +16,7 @@ RULE = "val where the first 8 bytes of sha256(UTF-8 text), big-endian, are below
 
 
 def split_of(text: str, val_fraction: float) -> str:
-    """"val" for a share `val_fraction` of all texts, "train" for the others."""
+    """ "val" for a share `val_fraction` of all texts, "train" for the others."""
     head = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return "val" if head < val_fraction * 2**64 else "train"
 

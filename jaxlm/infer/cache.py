@@ -66,10 +66,10 @@ def extend(
     slots_BT = jnp.where(offset_BT >= 0, cache.length_B[:, None] + offset_BT, cache.capacity)
     mask = Mask.cached(slots_BT, capacity=cache.capacity, window=cfg.window)
     layers = LayerCache(cache.k, cache.v, slots_BT)
-    x_BTD, _, layers = hidden(params, tokens_BT, cfg, mask, policy=policy, rules=RULES, cache=layers)
-    assert layers is not None
+    x_BTD, _, written = hidden(params, tokens_BT, cfg, mask, policy=policy, rules=RULES, cache=layers)
+    assert written is not None
     logits_BTV = project(params, x_BTD, cfg, policy=policy, rules=RULES)
-    return logits_BTV, Cache(layers.k, layers.v, cache.length_B + lengths_B)
+    return logits_BTV, Cache(written.k, written.v, cache.length_B + lengths_B)
 
 
 class Cursor(NamedTuple):
@@ -92,8 +92,15 @@ def _draw(logits_BV: jax.Array, keys_B: jax.Array, position_B: jax.Array, knobs:
 
 
 def prefill(
-    params: Params, tokens_BT: jax.Array, lengths_B: jax.Array, keys_B: jax.Array, knobs: Knobs, cfg: ModelConfig, *,
-    capacity: int, policy: Policy,
+    params: Params,
+    tokens_BT: jax.Array,
+    lengths_B: jax.Array,
+    keys_B: jax.Array,
+    knobs: Knobs,
+    cfg: ModelConfig,
+    *,
+    capacity: int,
+    policy: Policy,
 ) -> Cursor:
     """Read left-padded prompts and draw the first token of each row."""
     cache = empty_cache(cfg, tokens_BT.shape[0], capacity=capacity, policy=policy)

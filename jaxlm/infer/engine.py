@@ -108,20 +108,19 @@ class Engine:
 
         Raises InputError where a prompt and `max_new_tokens` do not fit the trained context.
         """
-        rows: list[_Row] = []
-        for rows, _ in self._run(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
-            pass
+        *_, (rows, _) = self._run(prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         return [row.result for row in rows]
 
     def stream(
         self, prompt: str, *, max_new_tokens: int = 200, sampling: Sampling = Sampling(), stop: Sequence[str] = ()
     ) -> Iterator[str | Generation]:
         """Continue one prompt: pieces of text as they become certain (never half a UTF-8 character), then the `Generation`."""
-        rows: list[_Row] = []
+        result = Generation()
         for rows, pieces in self._run([prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+            result = rows[0].result
             if pieces[0]:
                 yield pieces[0]
-        yield rows[0].result
+        yield result
 
     def _run(
         self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling, stop: Sequence[str]

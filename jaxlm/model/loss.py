@@ -36,7 +36,7 @@ def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, j
 
 
 def loss_sums(logits_BTV: jax.Array, labels_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
-    """Sums over the supervised positions (loss_mask_BT true). An unsupervised position adds exactly zero, whatever its label."""
+    """Sums over the supervised positions (loss_mask_BT true). An unsupervised position adds exactly zero."""
     nll_BT, lse_BT = token_nll(logits_BTV, labels_BT)
     return LossSums(
         nll=jnp.sum(jnp.where(loss_mask_BT, nll_BT, 0.0)),

@@ -137,7 +137,7 @@ def hidden(
     def step(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
         layer, kv, key = scanned
         layer = _layer_in_use(layer, dims, policy, rules)
-        layer_cache = None if cache is None else LayerCache(*kv, cache.slots_BT)
+        layer_cache = None if cache is None else LayerCache(kv[0], kv[1], cache.slots_BT)
         x_BTD, stats, layer_cache = block(x_BTD, layer, cfg, mask, rules=rules, cache=layer_cache, dropout_key=key)
         return x_BTD, (stats, None if layer_cache is None else (layer_cache.k, layer_cache.v))
 
@@ -156,7 +156,7 @@ def hidden(
         stats, kv = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     if cfg.norm == "pre":
         x_BTD = rms_norm(x_BTD, rules.gather(params.final_norm, "D"), eps=cfg.norm_eps)
-    return x_BTD, stats, None if cache is None else LayerCache(*kv, cache.slots_BT)
+    return x_BTD, stats, None if cache is None else LayerCache(kv[0], kv[1], cache.slots_BT)
 
 
 def project(params: Params, x_BTD: jax.Array, cfg: ModelConfig, *, policy: Policy, rules: AxisRules) -> jax.Array:

@@ -7,17 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from jaxlm.optim.masks import decay_mask
 from jaxlm.optim.schedules import Schedule
 
 
-class AdamWState(NamedTuple):
+@struct.dataclass
+class AdamWState:
     """count: int32 [], updates made. mu, nu: first and second moments, in the shape and dtype of the parameters."""
 
     count: jax.Array

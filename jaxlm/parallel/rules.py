@@ -143,9 +143,7 @@ def _rules(**axes: Axes) -> AxisRules:
     return AxisRules(**every)
 
 
-_TENSOR: dict[str, Axes] = {
-    name: ("tensor",) for name in ("a_N", "a_K", "a_F", "a_V", "w_N", "w_K", "w_F", "w_V")
-}
+_TENSOR: dict[str, Axes] = {name: ("tensor",) for name in ("a_N", "a_K", "a_F", "a_V", "w_N", "w_K", "w_F", "w_V")}
 
 PRESETS: dict[str, AxisRules] = {
     "single": _rules(),

@@ -57,7 +57,9 @@ class Run:
         if not layout.manifest.is_file():
             begun = layout.resolved.is_file()
             found = "one whose training has not begun" if begun else "none there"
-            mend = f"`jaxlm train {layout.resolved}` goes on" if begun else "`jaxlm train CONFIG` or `jaxlm quickstart` makes one"
+            mend = (
+                f"`jaxlm train {layout.resolved}` goes on" if begun else "`jaxlm train CONFIG` or `jaxlm quickstart` makes one"
+            )
             raise InputError(f"{path}: expected a run directory, found {found}; {mend}")
         manifest = Manifest.load(path, KIND)
         manifest.require_files(path)

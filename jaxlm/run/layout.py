@@ -1,13 +1,13 @@
 """Where the parts of a run lie, and the lock that keeps a second process out.
 
-    RUN/manifest.json      what the run promises: config, model, probes, its tokenizer and data
-    RUN/resolved.json      the whole config, with its fingerprint
-    RUN/tokenizer/         a copy of the tokenizer
-    RUN/data/              the shards, unless the config names others
-    RUN/telemetry.jsonl    one line a step: only figures that an equal run repeats bit by bit
-    RUN/events.jsonl       times, validations, saves, resumes
-    RUN/checkpoints/       00000400/ and so on
-    RUN/evaluations/       one directory an evaluation
+RUN/manifest.json      what the run promises: config, model, probes, its tokenizer and data
+RUN/resolved.json      the whole config, with its fingerprint
+RUN/tokenizer/         a copy of the tokenizer
+RUN/data/              the shards, unless the config names others
+RUN/telemetry.jsonl    one line a step: only figures that an equal run repeats bit by bit
+RUN/events.jsonl       times, validations, saves, resumes
+RUN/checkpoints/       00000400/ and so on
+RUN/evaluations/       one directory an evaluation
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from jaxlm.config.load import config_fingerprint, describe
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import ContractError, FileRecord, Manifest
 from jaxlm.data import Batch, Prefetcher, batch, batch_crc, check_batch
-from jaxlm.model import count_params, model_manifest, param_specs
-from jaxlm.model.spec import named_leaves
+from jaxlm.model import model_manifest, param_specs
+from jaxlm.model.spec import count_params, named_leaves
 from jaxlm.parallel import make_mesh
 from jaxlm.run import Layout, Run, run_manifest
 from jaxlm.train.prepare import Parts, Say, claim, prepare, resolve
@@ -39,7 +39,12 @@ from jaxlm.watch.sinks import START
 
 
 def fit(
-    cfg: RunConfig, *, out: str | os.PathLike[str] | None = None, allow_older: bool = False, like: Run | None = None, say: Say | None = None
+    cfg: RunConfig,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    allow_older: bool = False,
+    like: Run | None = None,
+    say: Say | None = None,
 ) -> Run:
     """Train a run to its last step and return it.
 
@@ -86,6 +91,11 @@ def _sizes(parts: Parts, mesh: Mesh) -> Iterator[str]:
     yield f"devices    {mesh.size} x {device.device_kind} ({device.platform}), rules {cfg.mesh.rules}"
 
 
+def _require_whole(run: Run) -> None:
+    """Raise ContractError where tokenizer, data, model and run do not agree: loading the data compares them all."""
+    assert run.data.manifest.fingerprint == run.manifest.parents["data"]
+
+
 class _Session:
     """One process's share of a run: from where the run stands to its end, or to a request to stop."""
 
@@ -103,7 +113,7 @@ class _Session:
         self.stop = StopRequest()
         self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
         if self.manifest is not None:
-            Run.load(layout.path).data  # noqa: B018  compares tokenizer, data, model and run
+            _require_whole(Run.load(layout.path))
         self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
         self.events = ChainedLog(layout.events)
         try:
@@ -223,7 +233,7 @@ class _Session:
         last = step == cfg.train.steps
         validation = self._validate(step, progress) if last or step % cfg.eval.every == 0 else None
         if validation is not None:
-            record["validation"] = {name: number(value) for name, value in validation._asdict().items()}
+            record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
         record["batch_crc"] = batch_crc(made)
         self.telemetry.append(record)
         progress.step(record)
@@ -235,7 +245,7 @@ class _Session:
                     artifact=f"{self.layout.telemetry} line {step}",
                     expected=f"fewer than {cfg.train.max_skipped} steps in a row without a finite gradient",
                     found=f"{record['skipped']}, the last one in {record['nonfinite'] or 'the loss'}",
-                    remedy=f"The last durable step is {self.store.latest()}; look at the telemetry before it, lower --optim.lr.",
+                    remedy=f"The last durable step is {self.store.latest()}; look at the telemetry, lower --optim.lr.",
                 )
         self.store.poll()
         if last or step % cfg.checkpoint.every == 0:

@@ -76,7 +76,8 @@ def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
     others = [p.name for p in layout.path.iterdir() if not p.name.startswith(".")]
     if others:
         raise InputError(
-            f"{layout.path}: expected a run or an empty directory, found {', '.join(sorted(others)[:3])}; choose another with --out"
+            f"{layout.path}: expected a run or an empty directory, found {', '.join(sorted(others)[:3])}; "
+            "choose another with --out"
         )
     write_atomic(layout.resolved, resolved_json(cfg))
     return cfg

@@ -6,6 +6,7 @@ training leave the loss curve looking normal; they do not survive these. A run s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -73,9 +74,9 @@ class Bench:
 
     def _gradient_function(self, accum: int) -> Callable:
         # Dropout draws other numbers for other micro-batches, so the comparison of the two is made without it.
-        import dataclasses
-
-        train = dataclasses.replace(self.cfg.train, grad_accum=accum, batch_size=accum * self.cfg.mesh.data * self.cfg.mesh.fsdp)
+        train = dataclasses.replace(
+            self.cfg.train, grad_accum=accum, batch_size=accum * self.cfg.mesh.data * self.cfg.mesh.fsdp
+        )
         cfg = dataclasses.replace(self.cfg, train=train, model=dataclasses.replace(self.cfg.model, dropout=0.0))
         return lambda p, b: compute_gradients(p, b, cfg, loss_scale=jax.numpy.float32(1.0), key=jax.random.key(0))
 
@@ -83,7 +84,7 @@ class Bench:
         """A fresh training state around `params`, laid out as the run's."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.cfg, self.mesh))
         state = jax.jit(lambda: TrainState.create(self.cfg), out_shardings=shardings)()
-        return state.replace(params=params)
+        return dataclasses.replace(state, params=params)
 
     def random_batch(self, boundary: int = 0) -> Batch:
         """Random ids in rows of one document, or of two with the second one from `boundary` on; all supervised inside them."""

@@ -125,7 +125,7 @@ def initial_loss(bench: Bench) -> Probe:
     """
     cfg = bench.cfg.model
     nll = bench.forward(bench.batch)[1]
-    loss = float(nll.sum() / bench.batch.loss_mask.sum())
+    loss = float(nll.sum()) / int(bench.batch.loss_mask.sum())
     spread = cfg.init_std**2 * cfg.d_model
     low, high = math.log(cfg.vocab_size) - 0.5, math.log(cfg.vocab_size) + spread / 2 + 0.5
     return Probe("initial_loss", low <= loss <= high, f"ln V = {math.log(cfg.vocab_size):.2f} (to {high:.2f})", f"{loss:.2f}")

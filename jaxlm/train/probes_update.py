@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -40,8 +41,9 @@ def accumulation(bench: Bench) -> Probe:
     ragged = bench.batch._replace(loss_mask=bench.batch.loss_mask & keep)
     whole, parts = bench.gradients(ragged, 1), bench.gradients(ragged, bench.accum)
     leaves = zip(jax.tree.leaves(whole.grads), jax.tree.leaves(parts.grads), strict=True)
-    squares = [(np.square(np.asarray(a) - np.asarray(b)).sum(), np.square(np.asarray(a)).sum()) for a, b in leaves]
-    error = float(np.sqrt(sum(d for d, _ in squares) / max(sum(s for _, s in squares), 1e-30)))
+    arrays = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in leaves]
+    squares = [(float(np.square(a - b).sum()), float(np.square(a).sum())) for a, b in arrays]
+    error = (sum(d for d, _ in squares) / max(sum(s for _, s in squares), 1e-30)) ** 0.5
     same_count = float(whole.sums.count) == float(parts.sums.count)
     expected = f"gradients of {bench.accum} micro-batches = of one batch, to {bench.tolerance:g}"
     return Probe("accumulation", error <= bench.tolerance and same_count, expected, f"off by {error:.2g}")
@@ -52,8 +54,10 @@ def decay_touches_declared(bench: Bench) -> Probe:
     cfg = bench.cfg.optim
     ones = jax.tree.map(jnp.ones_like, bench.params)
     state = bench.state(ones)
-    at_peak = state.opt_state[-1]._replace(count=jnp.full_like(state.opt_state[-1].count, max(cfg.warmup_steps - 1, 0)))
-    state = state.replace(opt_state=(*state.opt_state[:-1], at_peak))
+    at_peak = dataclasses.replace(
+        state.opt_state[-1], count=jnp.full_like(state.opt_state[-1].count, max(cfg.warmup_steps - 1, 0))
+    )
+    state = dataclasses.replace(state, opt_state=(*state.opt_state[:-1], at_peak))
     gradients = bench.gradients(bench.batch)
     still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))
     after, _ = bench.apply(state, still)

@@ -9,6 +9,7 @@ Axes: A micro-batch, B batch, T position, L layer.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +107,8 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
         leaf_grad_norms=norms,
         activations=gradients.stats,
     )
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         opt_state=gate(opt_state, state.opt_state),

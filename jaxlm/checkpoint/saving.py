@@ -1,0 +1,77 @@
+"""One save: from leaves in host memory to a committed directory, or to nothing at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxlm.checkpoint.arrays import write_arrays
+from jaxlm.checkpoint.leaves import HostLeaf
+from jaxlm.checkpoint.verifying import KIND, STATE, read_leaves
+from jaxlm.contract import Manifest, record_files, sync_directory
+
+
+class SaveError(Exception):
+    """A checkpoint was not saved. step: which; durable: the newest step that is on the disk, or None; cause: the error."""
+
+    def __init__(self, path: Path, step: int, cause: BaseException, *, durable: int | None, bytes_needed: int):
+        self.path, self.step, self.durable, self.cause = path, step, durable, cause
+        try:
+            free = f"{shutil.disk_usage(path.parent).free} bytes are free there"
+        except OSError as error:
+            free = str(error)
+        super().__init__(
+            f"checkpoint {path} was not saved: expected to write {bytes_needed} bytes, found {type(cause).__name__}: {cause}. "
+            f"Last durable step: {'none' if durable is None else durable}. Nothing of the failed save is left. "
+            f"Free space on the disk ({free}), lower --checkpoint.keep-last, or check the permissions; then resume the run."
+        )
+
+
+@dataclass(frozen=True)
+class Save:
+    """What one save writes."""
+
+    step: int
+    leaves: dict[str, HostLeaf]
+    facts: dict[str, Any]
+    parents: dict[str, str]
+    provenance: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all leaves."""
+        return sum(leaf.data.nbytes for leaf in self.leaves.values())
+
+    def write(self, temporary: Path) -> Manifest:
+        """Write into the new directory `temporary`: leaves, flushed and read back; the manifest last.
+
+        The directory is removed where anything fails, and what failed is raised.
+        """
+        try:
+            temporary.mkdir(parents=True)
+            records = {name: leaf.record() for name, leaf in self.leaves.items()}
+            write_arrays(temporary / STATE, {name: leaf.data for name, leaf in self.leaves.items()})
+            # Orbax may cast or drop without a word: what is committed has been read back.
+            for finding in read_leaves(temporary, records)[1]:
+                if not finding.kept:
+                    raise finding.error()
+            _sync_below(temporary)
+            facts = self.facts | {"leaves": {name: dataclasses.asdict(record) for name, record in records.items()}}
+            manifest = Manifest(KIND, facts, self.parents, record_files(temporary), self.provenance)
+            manifest.save(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return manifest
+
+
+def _sync_below(root: Path) -> None:
+    """Flush every file and directory below `root` to the disk, so that the rename that commits it comes last there too."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync_directory(Path(folder, name))  # fsync needs no more than a descriptor
+        sync_directory(folder)
