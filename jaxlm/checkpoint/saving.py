@@ -15,7 +15,7 @@ from jaxlm.checkpoint.verifying import KIND, STATE, read_leaves
 from jaxlm.contract import Manifest, record_files, sync_directory
 
 
-class SaveError(Exception):
+class SaveError(RuntimeError):
     """A checkpoint was not saved. step: which; durable: the newest step that is on the disk, or None; cause: the error."""
 
     def __init__(self, path: Path, step: int, cause: BaseException, *, durable: int | None, bytes_needed: int):

@@ -40,7 +40,9 @@ def read_leaves(root: Path, records: Mapping[str, LeafRecord]) -> tuple[dict[str
     try:
         data = read_arrays(root / STATE, filled)
     except (ValueError, OSError, KeyError, TypeError, RuntimeError) as error:  # what orbax and tensorstore raise
-        return {}, [Finding(KIND, str(root / STATE), False, "leaves that orbax can read", " ".join(str(error).split())[:400], COPY)]
+        return {}, [
+            Finding(KIND, str(root / STATE), False, "leaves that orbax can read", " ".join(str(error).split())[:400], COPY)
+        ]
     findings = []
     for name, record in records.items():
         if name not in filled:

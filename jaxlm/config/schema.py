@@ -281,6 +281,7 @@ class EvalConfig(Section):
     every: int = 200  # steps between validations in training
     batches: int = 8  # validation batches in training; 0: all
     batch_size: int = runtime(16)  # rows scored at once by `jaxlm eval`
+    stride: int = runtime(0)  # tokens that a window of `jaxlm eval` scores anew; 0: half the context
     max_documents: int = runtime(0)  # documents scored by `jaxlm eval`; 0: all
     resamples: int = runtime(1000)  # bootstrap resamples over documents
     confidence: float = runtime(0.95)  # coverage of the interval
@@ -288,7 +289,7 @@ class EvalConfig(Section):
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "every", "batch_size", "resamples")
-        self.require_at_least(0, "batches", "max_documents", "seed")
+        self.require_at_least(0, "batches", "max_documents", "seed", "stride")
         self.require(0.0 < self.confidence < 1.0, "confidence", "a share between 0 and 1")
 
 

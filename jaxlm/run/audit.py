@@ -42,7 +42,7 @@ def audit(path: str | os.PathLike[str]) -> list[Finding]:
         return list(_run(layout))
     if kind == "checkpoint":
         store = CheckpointStore(root.parent)
-        return store.verify(int(root.name), deep=True) if root.name.isdigit() else list(_plain(root))
+        return list(_files(root, store.verify(int(root.name), deep=True)) if root.name.isdigit() else _plain(root))
     opened: dict[str, Callable[[Path], Any]] = {"tokenizer": Tokenizer.load, "data": open_shards}
     return list(_plain(root)) + (list(_opens(kind, root, opened[kind])) if kind in opened else [])
 
@@ -72,7 +72,15 @@ def _plain(root: Path, kind: str | None = None) -> Iterator[Finding]:
         yield _finding(error, contract=kind or "manifest", artifact=root)
         return
     yield Finding(manifest.kind, str(root / MANIFEST), True, manifest.fingerprint, manifest.fingerprint)
-    yield from manifest.verify_files(root)
+    yield from _files(root, list(manifest.verify_files(root)))
+
+
+def _files(root: Path, findings: list[Finding]) -> Iterator[Finding]:
+    """Findings about the files of one artifact: the broken ones, and the kept ones as one."""
+    yield from (finding for finding in findings if not finding.kept)
+    if kept := [finding for finding in findings if finding.kept]:
+        words = f"{len(kept)} files with their sha256"
+        yield Finding(kept[0].contract, str(root), True, words, words)
 
 
 def _opens(kind: str, root: Path, load: Callable[[Path], Any]) -> Iterator[Finding]:
@@ -121,7 +129,7 @@ def _run(layout: Layout) -> Iterator[Finding]:
     store = CheckpointStore(layout.checkpoints)
     yield from _checkpoints(layout, store, (tokenizer, data, model, run))
     yield from _logs(layout, store)
-    yield from _evaluations(layout, store, tokenizer)
+    yield from _evaluations(layout, store, tokenizer, data)
 
 
 def _readable(root: Path) -> Manifest | None:
@@ -151,7 +159,7 @@ def _probes(layout: Layout, run: Manifest) -> Iterator[Finding]:
 
 def _checkpoints(layout: Layout, store: CheckpointStore, upstream: tuple[Manifest | None, ...]) -> Iterator[Finding]:
     for step in store.committed():
-        yield from store.verify(step)
+        yield from _files(store.path(step), store.verify(step))
         manifest = _readable(store.path(step))
         for parent in upstream:
             yield from _pair(parent, manifest, store.path(step))
@@ -169,12 +177,15 @@ def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
             yield verify_log(path, contract="telemetry", at_least=at_least, open_end=busy)
 
 
-def _evaluations(layout: Layout, store: CheckpointStore, tokenizer: Manifest | None) -> Iterator[Finding]:
+def _evaluations(
+    layout: Layout, store: CheckpointStore, tokenizer: Manifest | None, data: Manifest | None
+) -> Iterator[Finding]:
     if not layout.evaluations.is_dir():
         return
     for root in sorted(p for p in layout.evaluations.iterdir() if p.is_dir() and not p.name.startswith(".")):
         yield from _plain(root, "evaluation")
         manifest = _readable(root)
         yield from _pair(tokenizer, manifest, root)
+        yield from _pair(data, manifest, root)
         if manifest is not None and manifest.facts["step"] in store.committed():
             yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxlm.contract import ContractError, InputError, Manifest, check, write_ato
 from jaxlm.data import ShardSet, build_shards, open_shards, training_texts
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
+from jaxlm.watch import duration
 
 Say = Callable[[str], None]
 
@@ -94,8 +96,10 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
     if cfg.data.path or path.exists():
         data = open_shards(path)
     else:
-        say(f"data: {', '.join(cfg.data.source)} -> shards in {path}")
+        began = time.monotonic()
+        say(f"building shards from {', '.join(cfg.data.source)}")
         data = build_shards(cfg.data, tokenizer, path)
+        say(f"data       written to {path} in {duration(time.monotonic() - began)}")
     check(tokenizer.manifest, data.manifest)
     _same("data", like, data.manifest, path)
     return Parts(cfg, tokenizer, data)
@@ -108,9 +112,11 @@ def _tokenizer(cfg: RunConfig, layout: Layout, say: Say) -> Tokenizer:
         tokenizer = Tokenizer.load(cfg.tokenizer.path)
         tokenizer.save(layout.tokenizer)
     else:
-        say(f"tokenizer: {cfg.tokenizer.vocab_size} tokens from {', '.join(cfg.data.source)}")
+        began = time.monotonic()
+        say(f"training a tokenizer of {cfg.tokenizer.vocab_size} tokens on {', '.join(cfg.data.source)}")
         tokenizer = train_from_config(training_texts(cfg.data), cfg.tokenizer)
         tokenizer.save(layout.tokenizer)
+        say(f"tokenizer  written to {layout.tokenizer} in {duration(time.monotonic() - began)}")
     if tokenizer.vocab_size != cfg.model.vocab_size:
         raise ContractError(
             "model",

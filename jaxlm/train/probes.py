@@ -48,7 +48,8 @@ class Bench:
         self.cfg, self.mesh, self.params = cfg, mesh, params
         self.accum = max(2, cfg.train.grad_accum)
         rows = self.accum * cfg.mesh.data * cfg.mesh.fsdp
-        self.length = min(LENGTH, cfg.model.context_length)
+        # Half the context at most, so that positions can be shifted within it.
+        self.length = min(LENGTH, max(2, cfg.model.context_length // 2))
         tiled = Batch(*(np.resize(x, (rows, *x.shape[1:])) for x in batch))
         self.batch = Batch(*(np.ascontiguousarray(x[:rows, : self.length]) for x in tiled))
         self._grads: dict[int, Callable] = {}

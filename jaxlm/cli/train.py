@@ -1,0 +1,74 @@
+"""Train a run, or go on with one.
+
+  jaxlm train configs/tiny.py                       a new run in runs/tiny, or the rest of it
+  jaxlm train configs/tiny.py --model.n-layers 4    every field of the config can be set
+  jaxlm train runs/tiny                             go on from the newest checkpoint
+  jaxlm train runs/tiny/resolved.json               the same run again, from nothing, beside the first
+
+SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxlm.cli.output import Output
+from jaxlm.config.load import load_config
+from jaxlm.config.schema import RunConfig
+
+OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxlm train`."""
+    parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
+    parser.add_argument("--out", help="the run directory; runs/NAME by default")
+    parser.add_argument("--allow-older", action="store_true", help="where the newest checkpoint is damaged, take an older one")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Train."""
+    path = Path(args.config)
+    where: Path | None = Path(args.out) if args.out else None
+    original: Path | None = None
+    if path.is_dir():
+        where = where or path
+        config = load_config(path / "resolved.json", args.overrides)
+    else:
+        config = load_config(path, args.overrides)
+        if path.suffix == ".json" and where is None:
+            original, where = path.parent, beside(path.parent)
+            out.line(f"the run of {path} again, in {where}")
+    return train(config, where, original, out, allow_older=args.allow_older)
+
+
+def beside(path: Path) -> Path:
+    """The first of path-2, path-3, ... that is free."""
+    number = 2
+    while (found := path.with_name(f"{path.absolute().name}-{number}")).exists():
+        number += 1
+    return found
+
+
+def train(config: RunConfig, where: Path | None, original: Path | None, out: Output, *, allow_older: bool = False) -> int:
+    """Train `config` in `where`; with `original`, its tokenizer and data must come out the same."""
+    from jaxlm.run import Run
+    from jaxlm.train import fit
+
+    like = Run.load(original) if original is not None and (original / "manifest.json").is_file() else None
+    done = fit(config, out=where, allow_older=allow_older, like=like, say=out.line)
+    records = done.telemetry()
+    last = records[-1] if records else {}
+    out.line(f"{done.path}: step {done.step} of {config.train.steps}")
+    out.result(
+        {
+            "run": str(done.path),
+            "step": done.step,
+            "steps": config.train.steps,
+            "loss": last.get("loss"),
+            "validation": last.get("validation"),
+            "fingerprint": done.manifest.fingerprint,
+        }
+    )
+    return 0

@@ -1,0 +1,24 @@
+"""Intervals for a ratio of sums over documents."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def bootstrap_ratio(
+    numerator: np.ndarray, denominator: np.ndarray, *, resamples: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum(numerator) / sum(denominator), resampling documents with replacement.
+
+    Documents, not tokens, are the unit: the tokens of one document are no independent draws. Source: Efron & Tibshirani 1993,
+    section 13.3. Raises ValueError for empty or unequal arrays.
+    """
+    n = len(numerator)
+    if n == 0 or len(denominator) != n:
+        raise ValueError(f"expected two equally long arrays that are not empty, found {n} and {len(denominator)}")
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    below = drawn @ denominator.astype(np.float64)
+    ratios = (drawn @ numerator.astype(np.float64))[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
