@@ -16,14 +16,18 @@ from jaxlm.contract import ContractError, FileRecord, Manifest, fingerprint
 KIND = "tokenizer"
 FILE = "bpe.json"
 
-# Scripts, marks, emoji, whitespace runs of every kind, contractions, digits, code, line ends, special text.
+# Scripts, marks, emoji, whitespace runs of every kind, contractions, digits, code, line ends, special text; the last line has
+# letters and numbers that came with Unicode 16.0, and some that came after it.
 PROBE = (
-    "The quick brown fox doesn't jump; it's HE'LL we'Ve I'd 'tis y'all're\r\n\r\n  \t indented\u00a0nbsp\u3000wide\u2028line\n"
+    "The quick brown fox doesn't jump, they'll, you've, I'm, 'llama; it's HE'LL we'Ve I'd 'tis y'all're\r\n\r\n"
+    "  \t indented\u00a0nbsp\u3000wide\u2028line\n"
     "def f(x: int = 1_000) -> str:\n    return f'{x!r:>12}'  # ∑ α≤β → ∞\n\n\n0 12 345 6789 1234567890 ٣٤٥ ५६७ Ⅷ ½ x² 1.5e-3\n"
     "naïve café e\u0301 Ångström Straße ſ İstanbul ŉ ﬁ — “quotes” ‘single’ … !?!? --==>> <|endoftext|> <|im_start|>\n"
     "Привет, мир! Γειά σου Κόσμε שָׁלוֹם مرحبا بالعالم नमस्ते दुनिया สวัสดีชาวโลก 你好,世界。こんにちは世界 안녕하세요 "
     "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f1e9\U0001f1ea\U00010348\x00"
-    "\x1c\x1f\x7f\x85\ufeff\ufffd  \n \n   end   "
+    "\x1c\x1f\x7f\x85\ufeff\ufffd  \n \n   end   \n"
+    "a\u1c89b a\U00010d4ab 1\U00010d402 a\U000105c0b a\u0558b a\u088fb a\ua7ceb a\U00010940b "
+    "a\U000323b0b 1\U00011de02 1\U000125502   "
 )
 
 
