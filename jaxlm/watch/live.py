@@ -77,7 +77,7 @@ class Progress:
             f"loss {_fixed(record['loss'], 3)}",
             f"bits/byte {_fixed(bits, 3)}",
             f"grad {_fixed(record['grad_norm'], 2)}",
-            f"{rate:,.0f} tok/s",
+            f"{_thousands(rate)} tok/s",
             f"ETA {duration(left)}",
         ]
         if record["skipped"]:
@@ -94,6 +94,13 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def _thousands(value: float) -> str:
+    """A rate in four characters or so: 950, 12.3k, 4.56M."""
+    if value < 1000:
+        return f"{value:.0f}"
+    return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.2f}M"
 
 
 def _fixed(value: Any, digits: int) -> str:
