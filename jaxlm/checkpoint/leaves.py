@@ -62,7 +62,7 @@ def leaf_sha256(data: np.ndarray, shape: tuple[int, ...], dtype: str) -> str:
     """sha256 over `dtype|shape|` and the C-order bytes of `data`, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{dtype}|{','.join(map(str, shape))}|".encode())
     # ml_dtypes' arrays have no buffer that hashlib takes, their bytes have; the view copies nothing.
-    digest.update(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from jaxlm.config.overrides import apply_overrides
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import InputError, plain
 
-OVERRIDES = True
+SECTIONS, CONFIG = ("data",), ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         for name in ("tokenizer", "out"):
             if not getattr(args, name):
                 raise InputError(f"--{name}: expected a directory, found nothing")
-        config = apply_overrides(load_config(args.path) if args.path else RunConfig(), args.overrides, only=("data",))
+        config = apply_overrides(load_config(args.path) if args.path else RunConfig(), args.overrides, only=SECTIONS)
         shards = build_shards(config.data, Tokenizer.load(args.tokenizer), args.out)
     else:
         if not args.path or args.overrides:

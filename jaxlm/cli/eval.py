@@ -12,7 +12,7 @@ import dataclasses
 from jaxlm.cli.output import Output
 from jaxlm.config.overrides import apply_overrides
 
-OVERRIDES = True
+SECTIONS, CONFIG = ("eval",), ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from jaxlm.run import Run
 
     loaded = Run.load(args.run, step=args.step)
-    config = apply_overrides(loaded.config, args.overrides, only=("eval",))
+    config = apply_overrides(loaded.config, args.overrides, only=SECTIONS)
     loaded.config = dataclasses.replace(loaded.config, eval=config.eval)
     evaluation = evaluate(loaded, say=out.line)
     found = evaluation.result

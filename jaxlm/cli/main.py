@@ -12,9 +12,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
 import jaxlm
+from jaxlm.cli.arguments import Parser, UsageError, parse
 from jaxlm.cli.output import Output
 from jaxlm.contract import ContractError, InputError
 
@@ -30,50 +30,18 @@ VERBS = {
 RESUMABLE = ("train", "quickstart")
 
 
-class UsageError(InputError):
-    """Wrong usage of the command line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, raised as UsageError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows the usage")
-
-
-def parser() -> Parser:
+def _top() -> Parser:
     """The top of the command line."""
     lines = "\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())
     top = Parser(
         prog="jaxlm",
         description="A language-model stack in JAX whose contracts are written down, fingerprinted and checked.",
         epilog=f"verbs:\n{lines}\n\n`jaxlm VERB --help` says more. Every verb takes --json.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="jaxlm VERB ...",
-        add_help=True,
     )
     top.add_argument("--version", action="version", version=f"jaxlm {jaxlm.__version__}")
     top.add_argument("verb", nargs="?", help=argparse.SUPPRESS)
     return top
-
-
-def _verb_parser(verb: str) -> tuple[Parser, object]:
-    module = import_module(f"jaxlm.cli.{verb}")
-    made = Parser(prog=f"jaxlm {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(made)
-    made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    return made, module
-
-
-def _arguments(made: Parser, module: object, words: Sequence[str]) -> argparse.Namespace:
-    args, rest = made.parse_known_args(list(words))
-    args.overrides = rest
-    if rest and not getattr(module, "OVERRIDES", False):
-        known = [option for action in made._actions for option in action.option_strings]
-        close = difflib.get_close_matches(rest[0].partition("=")[0], known, n=1, cutoff=0.5)
-        hint = f"; the nearest is {close[0]}" if close else f"; `{made.prog} --help` lists what it takes"
-        raise UsageError(f"{rest[0]}: expected an option of `{made.prog}`, found none of that name{hint}")
-    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,17 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     out = Output(as_json="--json" in words)
     verb = words[0] if words else ""
-    warnings.showwarning = lambda message, *_, **__: print(f"jaxlm: warning: {message}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"jaxlm: warning: {message}", file=sys.stderr)
+        return _status(words, verb, out)
+
+
+def _status(words: Sequence[str], verb: str, out: Output) -> int:
     try:
         if not words or verb in ("-h", "--help", "--version"):
-            parser().parse_args(words or ["--help"])
+            _top().parse_args(words or ["--help"])
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
             hint = f"the nearest is `jaxlm {close[0]}`" if close else f"the verbs are {', '.join(VERBS)}"
             raise UsageError(f"{verb}: expected a verb, found none of that name; {hint}")
-        made, module = _verb_parser(verb)
-        args = _arguments(made, module, words[1:])
-        return int(module.run(args, out) or 0)  # type: ignore[attr-defined]
+        module = import_module(f"jaxlm.cli.{verb}")
+        return int(module.run(parse(verb, module, words[1:]), out) or 0)
     except SystemExit as leaving:  # --help and --version
         return int(leaving.code or 0)
     except KeyboardInterrupt:
@@ -107,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        return _failed(out, "input", f"{error.filename}: {error.strerror}", 2)
+        return _failed(out, "input", f"{error.filename}: expected a path that can be used, found: {error.strerror}", 2)
     except RuntimeError as error:
         if not _is_save_error(error):
             raise

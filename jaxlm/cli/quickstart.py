@@ -19,9 +19,8 @@ from typing import Any
 from jaxlm.cli import check, eval, generate, train
 from jaxlm.cli.output import Output, Part
 from jaxlm.config.load import load_config
-from jaxlm.watch import duration
 
-OVERRIDES = True
+SECTIONS, CONFIG = (), "quickstart"
 PROMPTS = ("def __init__(self, ", "class TestCase(", "The ")
 NEXT = (
     "jaxlm generate {run} --prompt 'import '",
@@ -38,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Every stage, one after the other."""
+    from jaxlm.watch import duration
+
     where, stages = Path(args.out), _Stages(out)
     results: dict[str, Any] = {}
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     with stages("train"):
         inner = Part(out)
-        train.train(load_config("quickstart", args.overrides), where, None, inner)
+        train.train(load_config(CONFIG, args.overrides), where, None, inner)
     if inner.kept["step"] < inner.kept["steps"]:
         out.result({"run": str(where), "step": inner.kept["step"], "steps": inner.kept["steps"]})
         return 0

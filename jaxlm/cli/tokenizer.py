@@ -15,7 +15,7 @@ from jaxlm.config.overrides import apply_overrides
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import InputError
 
-OVERRIDES = True
+SECTIONS, CONFIG = ("tokenizer", "data"), ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def _train(args: argparse.Namespace, out: Output) -> int:
     if len(args.words) > 1:
         raise InputError(f"{args.words[1]}: expected one config at most")
     base = load_config(args.words[0]) if args.words else RunConfig()
-    config = apply_overrides(base, args.overrides, only=("tokenizer", "data"))
+    config = apply_overrides(base, args.overrides, only=SECTIONS)
     tokenizer = train_from_config(training_texts(config.data), config.tokenizer)
     tokenizer.save(args.out)
     out.line(f"{args.out}: {tokenizer.vocab_size} tokens, {tokenizer.fingerprint}")

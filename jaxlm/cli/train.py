@@ -17,7 +17,7 @@ from jaxlm.cli.output import Output
 from jaxlm.config.load import load_config
 from jaxlm.config.schema import RunConfig
 
-OVERRIDES = True
+SECTIONS, CONFIG = (), ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,5 +94,5 @@ def batch_crc(made: Batch) -> int:
     """CRC-32 over all arrays of a batch: what the telemetry remembers it by."""
     crc = 0
     for array in made:
-        crc = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1), crc)
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
     return crc

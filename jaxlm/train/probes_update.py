@@ -71,16 +71,22 @@ def decay_touches_declared(bench: Bench) -> Probe:
     return Probe("decay_touches_declared", not wrong, f"{len(declared)} of {len(names)} leaves decay", found)
 
 
+def _poisoned(leaf: jax.Array) -> jax.Array:
+    """`leaf` with its first element NaN, laid out as before."""
+    array = np.array(leaf)
+    array.flat[0] = np.nan
+    return jax.device_put(array, leaf.sharding)
+
+
 def planted_nan(bench: Bench) -> Probe:
     """One NaN gradient is seen and named, changes nothing, and the next step updates again."""
     name = "planted_nan"
     gradients = bench.gradients(bench.batch)
     path = max(named_leaves(gradients.grads))
-    poisoned = [
-        leaf.at[(0,) * leaf.ndim].set(jnp.nan) if leaf_name == path else leaf
-        for leaf_name, leaf in named_leaves(gradients.grads).items()
-    ]
-    bad = gradients._replace(grads=jax.tree.unflatten(jax.tree.structure(gradients.grads), poisoned))
+    leaves = {
+        leaf_name: _poisoned(leaf) if leaf_name == path else leaf for leaf_name, leaf in named_leaves(gradients.grads).items()
+    }
+    bad = gradients._replace(grads=jax.tree.unflatten(jax.tree.structure(gradients.grads), leaves.values()))
     state = bench.state(bench.params)
     held, telemetry = bench.apply(state, bad)
     seen = not bool(telemetry.finite) and first_nonfinite(jax.device_get(telemetry)).startswith(path)

@@ -121,7 +121,9 @@ def test_documents_that_see_each_other_are_seen(monkeypatch):
     import jaxlm.model.attention as attention
 
     real = attention.packed
-    monkeypatch.setattr(attention, "packed", lambda s, p, *, window=0: real(jnp.minimum(s, 1), jnp.cumsum(jnp.ones_like(s), 1) - 1))
+    monkeypatch.setattr(
+        attention, "packed", lambda s, p, *, window=0: real(jnp.minimum(s, 1), jnp.cumsum(jnp.ones_like(s), 1) - 1)
+    )
     assert failed(forward.documents_isolated(bench()))
 
 
@@ -145,7 +147,9 @@ def test_positions_rounded_on_their_way_to_the_rotation_are_seen(monkeypatch):
 
     real = transformer.rope_angles
     monkeypatch.setattr(
-        transformer, "rope_angles", lambda p, w, *, theta: real(jax.lax.reduce_precision(p.astype(jnp.float32), 8, 7), w, theta=theta)
+        transformer,
+        "rope_angles",
+        lambda p, w, *, theta: real(jax.lax.reduce_precision(p.astype(jnp.float32), 8, 7), w, theta=theta),
     )
     assert failed(forward.rope_shift_invariance(bench()))
 

@@ -91,7 +91,9 @@ def test_a_nan_gradient_changes_nothing_and_the_next_step_goes_on(batch):
     assert not telemetry.finite
     assert int(telemetry.skipped) == 1
     assert int(held.step) == 1
-    for a, b in zip(jax.tree.leaves((state.params, state.opt_state)), jax.tree.leaves((held.params, held.opt_state)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((state.params, state.opt_state)), jax.tree.leaves((held.params, held.opt_state)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     after, telemetry = apply(held, good)
     assert telemetry.finite

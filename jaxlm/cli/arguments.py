@@ -1,0 +1,124 @@
+"""The words of a command line: a verb's own options, and the fields of the config beside them.
+
+A verb that takes fields states `SECTIONS`, those of the config that it uses (empty: all), and `CONFIG`, the installed config
+that it starts from (empty: that of the command line). Errors are one line, raised as UsageError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+from jaxlm.config.load import load_config
+from jaxlm.config.overrides import collect, field_types, nearest
+from jaxlm.config.schema import RunConfig
+from jaxlm.contract import InputError
+
+
+class UsageError(InputError):
+    """Wrong usage of the command line."""
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, found {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, raised as UsageError, and which takes no abbreviations."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.register("type", int, _whole)
+        self.register("type", float, _number)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as UsageError."""
+        raise UsageError(f"{message.removeprefix('argument ')}; `{self.prog} --help` shows the usage")
+
+
+def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Namespace:
+    """The options of a verb; `overrides` holds the words that set fields of the config. `--help` raises SystemExit."""
+    parser = Parser(prog=f"jaxlm {verb}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    for word in words:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python holds bytes that are no UTF-8
+            raise UsageError(f"{os.fsencode(word)!r}: expected words in UTF-8, found other bytes")
+    types, overrides = _fields(module), list[str]()
+    if types:
+        words, overrides = split(words, types)
+        collect(overrides, types)  # a misspelt field is named before anything else that it may have led to
+        parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [--SECTION.FIELD VALUE ...]"
+        if {"-h", "--help"}.intersection(words):
+            parser.epilog = _fields_in_help(module)
+    args, rest = parser.parse_known_intermixed_args(words)
+    for word in rest:
+        if word.startswith("-"):
+            raise UsageError(_unknown(word.partition("=")[0], parser, types))
+        raise UsageError(f"{word}: expected nothing more, found a word too many; `{parser.prog} --help` shows the usage")
+    args.overrides = overrides
+    return args
+
+
+def split(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """`words` in two: the verb's own, and those that name a field (anything with a dot does) and give it a value.
+
+    types: of the fields, by dotted name; a field takes as many of the words after it as its type can hold.
+    """
+    own: list[str] = []
+    ours: list[str] = []
+    kind, room = None, 0
+    for word in words:
+        if word.startswith("--"):
+            spelt, equals, _ = word[2:].partition("=")
+            name = spelt.replace("-", "_")
+            named = name in types or "." in name
+            kind = types.get(name)
+            room = (len(words) if typing.get_origin(kind) is tuple else 1) - bool(equals) if named else 0
+            (ours if named else own).append(word)
+        elif room and (kind is not bool or word in ("True", "False")):
+            ours.append(word)
+            room -= 1
+        else:
+            own.append(word)
+            room = 0
+    return own, ours
+
+
+def _fields(module: ModuleType) -> dict[str, Any]:
+    if not hasattr(module, "SECTIONS"):
+        return {}
+    return {name: kind for name, kind in field_types().items() if not module.SECTIONS or name.split(".")[0] in module.SECTIONS}
+
+
+def _fields_in_help(module: ModuleType) -> str:
+    from jaxlm.cli.fields import listing
+
+    config = load_config(module.CONFIG) if module.CONFIG else RunConfig()
+    whose = f"here those of configs/{module.CONFIG}.py" if module.CONFIG else "where no config says otherwise"
+    return f"fields of the config, with their values in brackets, {whose}:\n\n{listing(config, module.SECTIONS)}"
+
+
+def _unknown(option: str, parser: Parser, types: Mapping[str, Any]) -> str:
+    known = [option for action in parser._actions for option in action.option_strings]
+    hint = f"`{parser.prog} --help` lists what it takes"
+    if close := difflib.get_close_matches(option, known, n=1, cutoff=0.6):
+        hint = f"the nearest is {close[0]}"
+    elif types and (field := nearest(option.removeprefix("--").replace("-", "_"), types)).startswith("the nearest"):
+        hint = field
+    return f"{option}: expected an option of `{parser.prog}`, found none of that name; {hint}"
