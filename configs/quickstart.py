@@ -20,10 +20,10 @@ def config() -> RunConfig:
     return RunConfig(
         name="quickstart",
         tokenizer=TokenizerConfig(vocab_size=4096),
-        data=DataConfig(),
+        data=DataConfig(val_fraction=0.04),
         model=ModelConfig(d_model=256, n_layers=4, n_heads=4, context_length=256),
-        optim=OptimConfig(lr=3e-3, warmup_steps=50),
-        train=TrainConfig(steps=600, batch_size=16),
+        optim=OptimConfig(lr=3e-3, warmup_steps=30),
+        train=TrainConfig(steps=360, batch_size=8),
         checkpoint=CheckpointConfig(every=100),
         eval=EvalConfig(every=100, batches=8),
     )

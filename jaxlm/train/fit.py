@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 from jaxlm.checkpoint import CheckpointStore, differences, environment
 from jaxlm.config.load import config_fingerprint, describe
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import ContractError, FileRecord, Manifest
+from jaxlm.contract import ContractError, FileRecord, InputError, Manifest
 from jaxlm.data import Batch, Prefetcher, batch, batch_crc, check_batch
 from jaxlm.model import model_manifest, param_specs
 from jaxlm.model.spec import count_params, named_leaves
 from jaxlm.parallel import make_mesh
 from jaxlm.run import Layout, Run, run_manifest
-from jaxlm.train.prepare import Parts, Say, claim, prepare, resolve
+from jaxlm.train.prepare import Parts, Say, claim, forget, prepare, resolve
 from jaxlm.train.probes import Probe, require, run_probes
 from jaxlm.train.probes_forward import batch_is_pure
 from jaxlm.train.state import TrainState, abstract_state, initial_state, put_batch, rules
@@ -62,14 +62,20 @@ def fit(
     mesh = make_mesh(cfg.mesh)
     rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
     with layout.locked():
+        new = not layout.resolved.is_file()
         cfg = claim(cfg, layout)
-        parts = prepare(cfg, layout, say=say, like=None if like is None else like.manifest)
-        for line in [*describe(cfg), *_sizes(parts, mesh)]:
-            say(line)
-        with jax.set_mesh(mesh):
-            session = _Session(parts, layout, mesh, say, allow_older)
-            with session.telemetry, session.events, session.store:
-                session.train()
+        try:
+            parts = prepare(cfg, layout, say=say, like=None if like is None else like.manifest)
+            for line in [*describe(cfg), *_sizes(parts, mesh)]:
+                say(line)
+            with jax.set_mesh(mesh):
+                session = _Session(parts, layout, mesh, say, allow_older)
+                with session.telemetry, session.events, session.store:
+                    session.train()
+        except InputError:
+            if new and not layout.manifest.is_file():
+                forget(layout)
+            raise
     if session.stop.signal is signal.SIGINT:
         raise KeyboardInterrupt
     return Run.load(layout.path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,10 @@ def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
     """Write `resolved.json` into a new run, or compare with the one that is there. Returns the config to go on with.
 
     cfg: resolved. Fields that change no number are taken from `cfg`, so that a resumed run may print more often.
-    Raises InputError naming every field that differs: a run is never continued with other numbers.
+    What a killed process left half-written is removed. Raises InputError naming every field that differs: a run is never
+    continued with other numbers.
     """
+    _remove(layout.path.glob(".*.tmp"))
     if layout.resolved.is_file():
         recorded = read_resolved(layout.resolved)
         if config_fingerprint(recorded) != config_fingerprint(cfg):
@@ -83,6 +86,22 @@ def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
         )
     write_atomic(layout.resolved, resolved_json(cfg))
     return cfg
+
+
+def forget(layout: Layout) -> None:
+    """Take a new run back, before its first step: a mistake in its config shall not stand in the way of the mended one."""
+    made = (layout.resolved, layout.tokenizer, layout.path / "data", layout.telemetry, layout.events, layout.path / ".lock")
+    _remove(path for path in made if path.exists())
+    if not any(layout.path.iterdir()):
+        layout.path.rmdir()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None = None) -> Parts:

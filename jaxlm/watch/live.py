@@ -56,7 +56,7 @@ class Progress:
         self._times.append(time.monotonic())
         if self._live is not None:
             self._live.start()
-            self._live.update(Text(f"step {step}/{self.steps}  compiling the step", no_wrap=True, overflow="ellipsis"))
+            self._live.update(Text(f"{step}/{self.steps}  compiling the step", no_wrap=True, overflow="ellipsis"))
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a step from its telemetry record."""
@@ -73,10 +73,10 @@ class Progress:
         left = (self.steps - record["step"]) * self.tokens_per_step / rate if rate else 0.0
         bits = record["bits_per_byte"]
         parts = [
-            f"step {record['step']}/{self.steps}",
-            f"loss {_fixed(record['loss'], 3)}",
-            f"bits/byte {_fixed(bits, 3)}",
-            f"grad {_fixed(record['grad_norm'], 2)}",
+            f"{record['step']}/{self.steps}",
+            f"loss {_shown(record['loss'], '.3f')}",
+            f"bits/byte {_shown(bits, '.3f')}",
+            f"grad {_shown(record['grad_norm'], '.3g')}",
             f"{_thousands(rate)} tok/s",
             f"ETA {duration(left)}",
         ]
@@ -97,11 +97,11 @@ class Progress:
 
 
 def _thousands(value: float) -> str:
-    """A rate in four characters or so: 950, 12.3k, 4.56M."""
+    """A rate in three digits or so: 950, 12.3k, 4.56M."""
     if value < 1000:
         return f"{value:.0f}"
-    return f"{value / 1e3:.1f}k" if value < 1e6 else f"{value / 1e6:.2f}M"
+    return f"{value / 1e3:.3g}k" if value < 999.5e3 else f"{value / 1e6:.3g}M"
 
 
-def _fixed(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+def _shown(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, float) else str(value)
