@@ -28,7 +28,8 @@ class HasShape(Protocol):
     """Anything with a shape: a NumPy or JAX array, a tracer, a ShapeDtypeStruct."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its axes."""
 
 
 def check_shape(name: str, array: HasShape, dims: str, **sizes: int) -> dict[str, int]:

@@ -151,15 +151,19 @@ class Manifest:
         contract = found["kind"]
         if digest != (expected := fingerprint(found)):
             raise ContractError(contract, artifact=artifact, expected=f"digest {digest}", found=expected, remedy=_REBUILD)
-        if found["format"] != FORMAT:
+        if found.get("format") != FORMAT:
             raise ContractError(
                 contract,
                 artifact=artifact,
                 expected=f"format {FORMAT}",
-                found=f"format {found['format']}",
+                found=f"format {found.get('format')}",
                 remedy="Read it with the version of jaxlm that wrote it.",
             )
-        recorded = found.pop("fingerprint")
+        recorded = found.pop("fingerprint", None)
+        wanted = [f.name for f in dataclasses.fields(cls)]
+        if set(found) != set(wanted):
+            fields, have = (", ".join(sorted(names)) for names in (wanted, found))
+            raise ContractError(contract, artifact=artifact, expected=f"the fields {fields}", found=have, remedy=_REBUILD)
         found["files"] = {name: FileRecord(**record) for name, record in found["files"].items()}
         manifest = cls(**found)
         if manifest.fingerprint != recorded:
@@ -198,7 +202,10 @@ class Manifest:
         return manifest
 
     def verify_files(self, directory: str | os.PathLike[str]) -> Iterator[Finding]:
-        """Compare every file below `directory` with the record: missing, of another length, changed, or not listed."""
+        """Compare every recorded file with what lies in `directory`: missing, of another length, or changed.
+
+        A file that is not recorded is no finding here: what may lie beside the recorded ones is for each kind to say.
+        """
         root = Path(directory)
         for name, record in sorted(self.files.items()):
             path = root / name
@@ -258,6 +265,8 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     Raises InputError where `directory` exists and is not empty: an artifact is never written over.
     """
     final = Path(directory)
+    if not final.name.strip("."):
+        raise InputError(f"{final}: expected the name of a new directory, found none; give it as {final / 'NAME'}")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"{final}: expected a new or empty directory, found one in use; choose another or remove it")
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -295,6 +304,15 @@ class Relation:
     words: str = "equal"
 
 
+PARENTS: dict[str, tuple[str, ...]] = {
+    "data": ("tokenizer",),
+    "model": ("tokenizer",),
+    "run": ("tokenizer", "data"),
+    "checkpoint": ("tokenizer", "data", "model", "run"),
+    "evaluation": ("tokenizer", "data", "checkpoint"),
+}
+"""The kinds of artifacts that each kind was made from: it records the fingerprint of every one of them."""
+
 RELATIONS: dict[tuple[str, str], tuple[Relation, ...]] = {
     ("tokenizer", "data"): (
         Relation("vocab_size", "vocab_size"),
@@ -317,11 +335,11 @@ def compare(upstream: Manifest, downstream: Manifest, *, artifact: object = "") 
     name, where = downstream.kind, str(artifact) or downstream.kind
     remedy = f"Use the {upstream.kind} that it was made with, or make it again with this one."
     findings = []
-    if upstream.kind in downstream.parents:
-        expected, found = downstream.parents[upstream.kind], upstream.fingerprint
-        findings.append(
-            Finding(name, where, expected == found, f"{upstream.kind} {expected}", f"{upstream.kind} {found}", remedy)
-        )
+    if upstream.kind in downstream.parents or upstream.kind in PARENTS.get(name, ()):
+        recorded = downstream.parents.get(upstream.kind)
+        expected = f"{upstream.kind} {recorded}" if recorded else f"a parent of kind {upstream.kind}"
+        found = f"{upstream.kind} {upstream.fingerprint}" if recorded else "none"
+        findings.append(Finding(name, where, recorded == upstream.fingerprint, expected, found, remedy))
     for relation in RELATIONS.get((upstream.kind, downstream.kind), ()):
         if relation.upstream not in upstream.facts or relation.downstream not in downstream.facts:
             missing = relation.upstream if relation.upstream not in upstream.facts else relation.downstream

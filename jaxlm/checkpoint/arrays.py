@@ -36,12 +36,11 @@ def _percent(match: re.Match[bytes]) -> bytes:
     return b"%%%02X" % ord(match[0])
 
 
-def leaf_of_file(name: str, leaves: Mapping[str, Any], *, below: str = "state") -> str | None:
-    """The leaf that a file of a checkpoint belongs to, or None. name: its `/`-joined path relative to the checkpoint."""
-    parts = name.split("/")
-    if len(parts) < 3 or parts[0] != below:
-        return None
-    return {leaf_directory(leaf): leaf for leaf in leaves}.get(parts[1])
+def leaves_of_files(names: Iterable[str], leaves: Iterable[str], *, below: str = "state") -> dict[str, str | None]:
+    """The leaf that each file of a checkpoint belongs to, or None. names: `/`-joined paths relative to the checkpoint."""
+    found = {leaf_directory(leaf): leaf for leaf in leaves}
+    split = {name: name.split("/") for name in names}
+    return {name: found.get(parts[1]) if len(parts) > 2 and parts[0] == below else None for name, parts in split.items()}
 
 
 def write_arrays(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:

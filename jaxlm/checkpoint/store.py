@@ -98,6 +98,8 @@ class CheckpointStore:
         if manifest.facts.get("step") != step:
             found = f"step {manifest.facts.get('step')}"
             raise ContractError(KIND, artifact=path, expected=f"step {step}", found=found, remedy=COPY)
+        if "leaves" not in manifest.facts:
+            raise ContractError(KIND, artifact=path, expected="the fact 'leaves'", found="none", remedy=COPY)
         return manifest
 
     def _readable(self, step: int) -> Manifest | None:

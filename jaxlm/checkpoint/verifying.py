@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxlm.checkpoint.arrays import leaf_of_file, read_arrays
+from jaxlm.checkpoint.arrays import leaves_of_files, read_arrays
 from jaxlm.checkpoint.leaves import LeafRecord, leaf_sha256
 from jaxlm.contract import MANIFEST, ContractError, Finding, Manifest, canonical_json
 
@@ -23,14 +23,18 @@ COPY = "Restore it from a copy, or resume from another checkpoint."
 
 def verify_files(root: Path, manifest: Manifest) -> list[Finding]:
     """Every file below `root` against the manifest; a finding's artifact is the file, with the leaf that it belongs to."""
-    leaves = manifest.facts["leaves"]
+    below = _files_below(root)
+    leaf_of = leaves_of_files(below | manifest.files.keys(), manifest.facts["leaves"], below=STATE)
+
+    def artifact(name: str) -> str:
+        return str(root / name) if leaf_of[name] is None else f"{root / name} (leaf {leaf_of[name]})"
+
     findings = []
-    for finding in manifest.verify_files(root):
-        name = Path(finding.artifact).relative_to(root).as_posix()
-        findings.append(dataclasses.replace(finding, artifact=_artifact(root, name, leaves), remedy=COPY))
-    for name in sorted(_files_below(root) - manifest.files.keys() - {MANIFEST}):
+    for name, finding in zip(sorted(manifest.files), manifest.verify_files(root), strict=True):
+        findings.append(dataclasses.replace(finding, artifact=artifact(name), remedy=COPY))
+    for name in sorted(below - manifest.files.keys() - {MANIFEST}):
         remedy = "Remove it, if nothing needs it: nothing of this project made it."
-        findings.append(Finding(KIND, _artifact(root, name, leaves), False, "no such file", "a file", remedy))
+        findings.append(Finding(KIND, artifact(name), False, "no such file", "one", remedy))
     return findings
 
 
@@ -79,11 +83,6 @@ def stored_dtype(record: LeafRecord) -> np.dtype:
     """The dtype of a leaf's bytes: its own (bfloat16 and its kin included), or that of the key data of PRNG keys."""
     name = "uint32" if record.dtype.startswith("key<") else record.dtype
     return np.dtype(getattr(ml_dtypes, name, name))
-
-
-def _artifact(root: Path, name: str, leaves: Mapping[str, Any]) -> str:
-    leaf = leaf_of_file(name, leaves, below=STATE)
-    return f"{root / name} (leaf {leaf})" if leaf is not None else str(root / name)
 
 
 def _files_below(root: Path) -> set[str]:

@@ -63,7 +63,7 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
     if types:
         words, overrides = split(words, types)
         collect(overrides, types)  # a misspelt field is named before anything else that it may have led to
-        parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [--SECTION.FIELD VALUE ...]"
+        parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()}\n{' ' * 13}[--SECTION.FIELD VALUE ...]"
         if {"-h", "--help"}.intersection(words):
             parser.epilog = _fields_in_help(module)
     args, rest = parser.parse_known_intermixed_args(words)
@@ -89,7 +89,8 @@ def split(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[str], li
             name = spelt.replace("-", "_")
             named = name in types or "." in name
             kind = types.get(name)
-            room = (len(words) if typing.get_origin(kind) is tuple else 1) - bool(equals) if named else 0
+            negated = kind is None and (name.startswith("no_") or ".no_" in name)  # --no-model.qk-norm says it all
+            room = (len(words) if typing.get_origin(kind) is tuple else 1) - bool(equals) if named and not negated else 0
             (ours if named else own).append(word)
         elif room and (kind is not bool or word in ("True", "False")):
             ours.append(word)
@@ -111,7 +112,7 @@ def _fields_in_help(module: ModuleType) -> str:
 
     config = load_config(module.CONFIG) if module.CONFIG else RunConfig()
     whose = f"here those of configs/{module.CONFIG}.py" if module.CONFIG else "where no config says otherwise"
-    return f"fields of the config, with their values in brackets, {whose}:\n\n{listing(config, module.SECTIONS)}"
+    return f"fields of the config, in brackets their values,\n{whose}:\n\n{listing(config, module.SECTIONS)}"
 
 
 def _unknown(option: str, parser: Parser, types: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Check every contract along the chain of artifacts: one line a contract, kept or broken, with both values.
+"""Check every contract along the chain of artifacts: kept or broken, both values.
 
   jaxlm check runs/quickstart
   jaxlm check runs/quickstart/tokenizer runs/quickstart/data
@@ -9,9 +9,18 @@ Exits with 1 if any is broken.
 from __future__ import annotations
 
 import argparse
+import os
+import re
+import shutil
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 from jaxlm.cli.output import Output
+from jaxlm.contract import Finding
+
+WRAP: dict[str, Any] = {"drop_whitespace": True, "break_long_words": False, "break_on_hyphens": False}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,27 +31,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def short(value: Any) -> str:
     """A value for a line of text: digests cut to what tells them apart."""
-    words = [word[:12] if len(word) == 64 and word.isalnum() else word for word in str(value).split()]
-    text = " ".join(words)
+    text = " ".join(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value)).split())
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def values(finding: Finding) -> str:
+    """Both values of a kept contract, or the one where they say the same."""
+    expected, found = short(finding.expected), short(finding.found)
+    return expected if expected == found or expected.endswith(f": {found}") else f"{expected}; found {found}"
+
+
+def lines(finding: Finding, root: Path) -> list[str]:
+    """A finding for a person, its artifact as seen from `root`; on a terminal no line is longer than it is wide."""
+    place = finding.artifact.removeprefix(f"{root}{os.sep}") if finding.artifact != str(root) else "."
+    if finding.kept:
+        parts = [f"kept    {finding.contract:<11} {place}: {values(finding)}"]
+    else:
+        parts = [f"BROKEN  {finding.contract:<11} {place}"]
+        parts += [f"{'':20}expected {short(finding.expected)}", f"{'':20}found    {short(finding.found)}"]
+        parts += [f"{'':20}{finding.remedy}"] if finding.remedy else []
+    if not sys.stdout.isatty():
+        return parts
+    width = max(40, shutil.get_terminal_size().columns)
+    return [line for part in parts for line in textwrap.wrap(part, width, subsequent_indent=" " * 20, **WRAP)]
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Check."""
     from jaxlm.run import audit
 
-    findings = [finding for path in args.paths for finding in audit(path)]
-    for finding in findings:
-        if finding.kept and not args.quiet:
-            expected, found = short(finding.expected), short(finding.found)
-            values = found if expected == found else f"{expected}; found {found}"
-            out.line(f"kept    {finding.contract:<11} {finding.artifact}: {values}")
-        elif not finding.kept:
-            out.line(f"BROKEN  {finding.contract:<11} {finding.artifact}")
-            out.line(f"        expected {short(finding.expected)}")
-            out.line(f"        found    {short(finding.found)}")
-            if finding.remedy:
-                out.line(f"        {finding.remedy}")
+    findings: list[Finding] = []
+    for path in map(Path, args.paths):
+        found = audit(path)
+        shown = [finding for finding in found if not (finding.kept and args.quiet)]
+        if shown:
+            out.line(str(path))
+        for finding in shown:
+            for line in lines(finding, path):
+                out.line(line)
+        findings += found
     broken = [finding for finding in findings if not finding.kept]
     out.line(f"{len(findings) - len(broken)} kept, {len(broken)} broken")
 

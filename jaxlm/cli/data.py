@@ -41,15 +41,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
             raise InputError("jaxlm data show: expected the directory of the shards and nothing else")
         shards = open_shards(args.path)
     facts = shards.manifest.facts
-    out.line(f"{shards.path}: {shards.manifest.fingerprint}")
+    out.line(f"{shards.path}: {shards.manifest.fingerprint[:12]}")
     for split, found in facts["splits"].items():
         out.line(
-            f"{split:<6} {found['documents']:>10,} documents  {found['tokens']:>14,} tokens  {found['bytes']:>14,} bytes  "
-            f"{len(found['shards'])} shards"
+            f"{split:<5}{found['documents']:>10,} documents {found['tokens']:>14,} tokens {found['bytes']:>15,} bytes"
+            f" {len(found['shards']):>3,} shards"
         )
     counted = facts["curation"]
     out.line(
-        f"read   {counted['documents']:>10,} documents, {counted['invalid_utf8']} repaired, {counted['empty']} empty dropped"
+        f"read {counted['documents']:>10,} documents, {counted['invalid_utf8']:,} repaired, {counted['empty']:,} empty"
+        + (", stopped at --data.max-bytes" if counted["truncated"] else "")
     )
     out.result({"data": str(shards.path), "fingerprint": shards.manifest.fingerprint, "facts": plain(facts)})
     return 0

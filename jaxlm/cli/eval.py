@@ -1,4 +1,4 @@
-"""Bits per byte of a run on its validation split, with a bootstrap interval over documents.
+"""Bits per byte of a run on its validation split, with a bootstrap interval.
 
 jaxlm eval runs/quickstart
 jaxlm eval runs/quickstart --step 400 --eval.max-documents 100
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     found = evaluation.result
     low, high = found["bits_per_byte_ci"]
     out.line(f"{loaded.path} at step {loaded.step}, {found['documents']} documents, {found['bytes']:,} bytes of text")
-    out.line(f"bits per byte   {found['bits_per_byte']:.4f}   ({found['confidence']:.0%} interval {low:.4f} to {high:.4f})")
+    share = f"{100 * found['confidence']:g}%"
+    out.line(f"bits per byte   {found['bits_per_byte']:.4f}   {share} interval over documents: {low:.4f} to {high:.4f}")
     out.line(f"gzip -9         {found['gzip_bits_per_byte']:.4f}   each document by itself")
     out.line(f"loss            {found['loss']:.4f}   nats per token of text; {found['end_of_document_loss']:.2f} for an end")
     out.line(f"written to      {evaluation.path}")

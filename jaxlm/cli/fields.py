@@ -63,12 +63,13 @@ def listing(config: RunConfig, only: Sequence[str] = (), *, width: int | None = 
 def _lines(name: str, section: type, values: Any, width: int) -> Iterator[str]:
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        if field.name in sections():
+        if not name and field.name in sections():
             continue
         kind, value = hints[field.name], getattr(values, field.name)
         head = f"  {flag(f'{name}.{field.name}' if name else field.name)} {takes(kind)}".rstrip()
         choices = f"{', '.join(typing.get_args(kind))}; " if typing.get_origin(kind) is Literal else ""
         shown = " ".join(value) if isinstance(value, tuple) else str(value)
+        shown += f"; {flag(f'no_{name}.{field.name}')} for False" if value is True else ""
         text = f"{choices}{meanings()[f'{section.__name__}.{field.name}']} [{shown}]"
         wrapped = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
         if len(head) >= INDENT - 1:

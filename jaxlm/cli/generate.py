@@ -1,6 +1,6 @@
-"""Continue a prompt with a run. Text appears as it is certain, never half a character.
+"""Continue a prompt with a run. Text appears when it is certain, in whole letters.
 
-jaxlm generate runs/quickstart --prompt "def main(" --temperature 0.7 --top-p 0.95
+jaxlm generate runs/quickstart --prompt "def main(" --temperature 0.7
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     room = loaded.config.model.context_length - len(engine.prompt_ids(args.prompt))
     wanted = args.max_new_tokens if args.max_new_tokens is not None else max(1, min(200, room))
     done = Generation()
-    out.piece(args.prompt)
+    shown = args.prompt  # once the engine has taken it: a refusal stands alone
     for piece in engine.stream(args.prompt, max_new_tokens=wanted, sampling=sampling, stop=args.stop):
         if isinstance(piece, Generation):
             done = piece
         else:
-            out.piece(piece)
-    out.piece("\n")
+            out.piece(shown + piece)
+            shown = ""
+    out.piece(shown + "\n")
     out.result(
         {
             "text": done.text,

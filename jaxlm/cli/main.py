@@ -19,7 +19,7 @@ from jaxlm.cli.output import Output
 from jaxlm.contract import ContractError, InputError
 
 VERBS = {
-    "quickstart": "from nothing to a trained, evaluated model that writes, in a few minutes",
+    "quickstart": "from nothing to a trained, evaluated model that writes, in minutes",
     "tokenizer": "train a tokenizer; encode and decode with it",
     "data": "build token shards from text; show them",
     "train": "train a run, or go on with one",
@@ -35,7 +35,7 @@ def _top() -> Parser:
     lines = "\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())
     top = Parser(
         prog="jaxlm",
-        description="A language-model stack in JAX whose contracts are written down, fingerprinted and checked.",
+        description="A language-model stack in JAX whose contracts are written down,\nfingerprinted and checked.",
         epilog=f"verbs:\n{lines}\n\n`jaxlm VERB --help` says more. Every verb takes --json.",
         usage="jaxlm VERB ...",
     )

@@ -1,7 +1,8 @@
 """From nothing to a trained, evaluated model that writes, in a few minutes.
 
-Trains a tokenizer and a small model on the documentation and source of the running Python, evaluates, generates, and checks
-every contract. Ctrl-C stops it; the same command goes on.
+Trains a tokenizer and a small model on the documentation and source of the
+running Python, evaluates, generates, and checks every contract. Ctrl-C stops
+it; the same command goes on.
 
   jaxlm quickstart
   jaxlm quickstart --out runs/mine --train.steps 2000

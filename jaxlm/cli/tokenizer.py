@@ -1,6 +1,6 @@
 """Train a tokenizer; encode and decode with it.
 
-jaxlm tokenizer train --out tok --data.source corpus/ --tokenizer.vocab-size 8192
+jaxlm tokenizer train --out tok --data.source corpus/
 jaxlm tokenizer encode tok "some text"
 jaxlm tokenizer decode tok 284 257 13
 """

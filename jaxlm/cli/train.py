@@ -1,9 +1,13 @@
 """Train a run, or go on with one.
 
-  jaxlm train configs/tiny.py                       a new run in runs/tiny, or the rest of it
-  jaxlm train configs/tiny.py --model.n-layers 4    every field of the config can be set
-  jaxlm train runs/tiny                             go on from the newest checkpoint
-  jaxlm train runs/tiny/resolved.json               the same run again, from nothing, beside the first
+  jaxlm train configs/tiny.py
+      a new run in runs/tiny, or the rest of it
+  jaxlm train configs/tiny.py --model.n-layers 4
+      every field of the config can be set
+  jaxlm train runs/tiny
+      go on from the newest checkpoint
+  jaxlm train runs/tiny/resolved.json
+      the same run again, from nothing, beside the first
 
 SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3.
 """
@@ -16,6 +20,7 @@ from pathlib import Path
 from jaxlm.cli.output import Output
 from jaxlm.config.load import load_config
 from jaxlm.config.schema import RunConfig
+from jaxlm.contract import InputError
 
 SECTIONS, CONFIG = (), ""
 
@@ -33,6 +38,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     where: Path | None = Path(args.out) if args.out else None
     original: Path | None = None
     if path.is_dir():
+        if not (path / "resolved.json").is_file():
+            raise InputError(f"{path}: expected a run directory (with resolved.json) or a config, found a directory of neither")
         where = where or path
         config = load_config(path / "resolved.json", args.overrides)
     else:

@@ -6,19 +6,18 @@ A config is a Python file `configs/NAME.py` with `config() -> RunConfig`, or the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import runpy
 import traceback
-import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jaxlm.config.overrides import apply_overrides
-from jaxlm.config.schema import ConfigError, RunConfig, flag, numbers, sections
+from jaxlm.config.schema import RunConfig, numbers, sections
+from jaxlm.config.section import ConfigError, flag
 from jaxlm.contract import ContractError, InputError, fingerprint, plain
 
 FORMAT = 1
@@ -129,15 +128,20 @@ def _rebuilt(body: Mapping[str, Any], path: Path) -> RunConfig:
     nested = sections()
     values: dict[str, Any] = {}
     _same_fields(RunConfig, body, path, "")
-    for name, value in body.items():
-        if name in nested:
-            if not isinstance(value, dict):
-                raise _damaged(path, f"a section {name}", repr(value))
-            _same_fields(nested[name], value, path, f"{name}.")
-            values[name] = nested[name](**{field: _typed(nested[name], field, v, path) for field, v in value.items()})
-        else:
-            values[name] = value
-    return RunConfig(**values)
+    try:
+        for name, value in body.items():
+            if name in nested:
+                if not isinstance(value, dict):
+                    raise _damaged(path, f"a section {name}", repr(value))
+                _same_fields(nested[name], value, path, f"{name}.")
+                # JSON holds lists where the schema has tuples.
+                fields = {field: tuple(v) if isinstance(v, list) else v for field, v in value.items()}
+                values[name] = nested[name](**fields)
+            else:
+                values[name] = value
+        return RunConfig(**values)
+    except ConfigError as error:
+        raise _damaged(path, f"{flag(error.field)} to be {error.expected}", repr(error.found)) from None
 
 
 def _same_fields(kind: type, body: Mapping[str, Any], path: Path, prefix: str) -> None:
@@ -146,28 +150,6 @@ def _same_fields(kind: type, body: Mapping[str, Any], path: Path, prefix: str) -
         raise _damaged(path, f"the fields of this version's {kind.__name__}", f"also {prefix}{extra[0]}")
     if missing := sorted(wanted - set(body)):
         raise _damaged(path, f"the fields of this version's {kind.__name__}", f"no {prefix}{missing[0]}")
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _typed(kind: type, field: str, value: Any, path: Path) -> Any:
-    """JSON holds lists where the schema has tuples, and writes 1.0 as it was given."""
-    hint = _hints(kind)[field]
-    if typing.get_origin(hint) is tuple:
-        value = tuple(value) if isinstance(value, list) else value
-        ok = isinstance(value, tuple)
-    elif hint is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif hint in (int, bool, str):
-        ok = type(value) is hint
-    else:
-        ok = isinstance(value, str)
-    if not ok:
-        raise _damaged(path, f"{kind.__name__}.{field} to be of type {getattr(hint, '__name__', hint)}", repr(value))
-    return value
 
 
 # ---- comparing and describing ------------------------------------------------------------------------------------

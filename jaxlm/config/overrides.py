@@ -10,11 +10,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from jaxlm.config.schema import ConfigError, RunConfig, flag, sections
+from jaxlm.config.schema import RunConfig, sections
+from jaxlm.config.section import ConfigError, flag, hints, words_of
 from jaxlm.contract import InputError
 
 
@@ -22,12 +22,11 @@ def field_types() -> dict[str, Any]:
     """Type of every field that can be overridden, by dotted name."""
     types: dict[str, Any] = {}
     nested: dict[str, Any] = sections()
-    for name, hint in typing.get_type_hints(RunConfig).items():
+    for name in (f.name for f in dataclasses.fields(RunConfig)):
         if name in nested:
-            hints = typing.get_type_hints(nested[name])
-            types |= {f"{name}.{f.name}": hints[f.name] for f in dataclasses.fields(nested[name])}
-        elif name in {f.name for f in dataclasses.fields(RunConfig)}:
-            types[name] = hint
+            types |= {f"{name}.{f.name}": hints(nested[name])[f.name] for f in dataclasses.fields(nested[name])}
+        else:
+            types[name] = hints(RunConfig)[name]
     return types
 
 
@@ -68,21 +67,15 @@ def _named(spelt: str, types: Mapping[str, Any]) -> tuple[str, bool]:
 
 def nearest(name: str, types: Mapping[str, Any]) -> str:
     """Which flag was probably meant, in words."""
-    last = {field.rpartition(".")[2]: field for field in types}
+    last: dict[str, str] = {}
+    for field in types:
+        last.setdefault(field.rpartition(".")[2], field)
     tail = name.rpartition(".")[2]
     if tail in last:
-        return f"the nearest is {flag(last[tail])}"
+        return "the nearest is " + " or ".join(flag(field) for field in types if field.rpartition(".")[2] == tail)
     close = difflib.get_close_matches(name, types, n=1, cutoff=0.5) if "." in name else []
     close = close or [last[within] for within in difflib.get_close_matches(tail, last, n=1, cutoff=0.6)]
     return f"the nearest is {flag(close[0])}" if close else "`jaxlm train CONFIG --help` lists them"
-
-
-def words_of(kind: Any) -> str:
-    """A type in words, for messages."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
-    return names.get(kind, "one or more words")
 
 
 def parse(name: str, words: Sequence[str], kind: Any) -> Any:

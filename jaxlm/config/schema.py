@@ -9,48 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from jaxlm.contract import InputError
+from jaxlm.config.section import ConfigError as ConfigError
+from jaxlm.config.section import Section, runtime
+from jaxlm.config.section import flag as flag
 
 
-class ConfigError(InputError):
-    """An impossible value of a field. `field` is its dotted name, as on the command line."""
-
-    def __init__(self, field: str, expected: str, found: object):
-        self.field, self.expected, self.found = field, expected, found
-        super().__init__(f"{flag(field)}: expected {expected}, found {found!r}")
+def _nearest_divisor(n: int, wanted: int) -> int:
+    start = min(n, wanted)
+    return next(k for off in range(start) for k in (start - off, start + off) if n % k == 0)
 
 
-def flag(dotted: str) -> str:
-    """The command-line spelling of a field: `model.n_layers` -> `--model.n-layers`."""
-    return "--" + dotted.replace("_", "-")
-
-
-def runtime(default: Any) -> Any:
-    """A field that changes no number of a run, and so stays out of the fingerprint."""
-    return field(default=default, metadata={"runtime": True})
-
-
-class Section:
-    """One section of `RunConfig`; `require` raises ConfigError with the dotted name of the field."""
-
-    section: ClassVar[str] = ""
-
-    def require(self, ok: bool, name: str, expected: str) -> None:
-        if not ok:
-            dotted = f"{self.section}.{name}" if self.section else name
-            raise ConfigError(dotted, expected, getattr(self, name))
-
-    def require_at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            ok = isinstance(value, (int, float)) and math.isfinite(value) and value >= low
-            self.require(ok, name, f"a number >= {low}")
-
-    def require_one_of(self, name: str, choices: tuple[str, ...]) -> None:
-        self.require(getattr(self, name) in choices, name, "one of " + ", ".join(choices))
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -65,9 +43,7 @@ class TokenizerConfig(Section):
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)  # the first one opens and closes every document
     train_bytes: int = 16_000_000  # bytes of text that the merges are trained on; 0: all
 
-    def __post_init__(self) -> None:
-        self.require_one_of("pattern", ("gpt2", "cl100k"))
-        self.require_one_of("ties", ("bytes", "ids"))
+    def _judge(self) -> None:
         self.require(len(self.special_tokens) > 0, "special_tokens", "at least one, which opens and closes documents")
         self.require(all(self.special_tokens), "special_tokens", "no empty string")
         self.require(len(set(self.special_tokens)) == len(self.special_tokens), "special_tokens", "no repetition")
@@ -92,8 +68,10 @@ class DataConfig(Section):
     min_supervised: float = 0.05  # a batch with a smaller share of supervised labels is an error
     prefetch: int = runtime(2)  # batches made ahead of the step
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require(bool(self.source) or bool(self.path), "source", "at least one source")
+        self.require(all(self.source), "source", "no empty text")
+        self.require(bool(self.text_field), "text_field", "the name of a field")
         self.require(0.0 < self.val_fraction < 1.0, "val_fraction", "a share between 0 and 1")
         self.require(0.0 < self.min_supervised <= 1.0, "min_supervised", "a share above 0, at most 1")
         self.require_at_least(0, "order_seed", "max_bytes", "prefetch")
@@ -130,22 +108,17 @@ class ModelConfig(Section):
     init_std: float = 0.02  # standard deviation of the initial weights
     scan_layers: bool = runtime(True)  # one compiled block for all layers
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(0, "vocab_size", "n_kv_heads", "head_dim", "d_ff", "window")
         self.require_at_least(1, "d_model", "n_layers", "n_heads", "context_length", "vocab_multiple")
-        self.require_one_of("norm", ("pre", "post", "none"))
-        self.require_one_of("pos", ("rope", "none"))
-        self.require_one_of("rope_pairing", ("half", "interleaved"))
-        self.require_one_of("ffn", ("swiglu", "silu", "gelu"))
         self.require_at_least(0.0, "norm_eps", "attention_softcap", "logit_softcap")
         self.require(0.0 <= self.dropout < 1.0, "dropout", "a share >= 0 and < 1")
         self.require(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "a number > 0")
         self.require(self.rope_theta > 1 and math.isfinite(self.rope_theta), "rope_theta", "a number > 1")
         if self.head_dim == 0:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            nearest = min(divisors, key=lambda n: (abs(n - self.n_heads), n))
+            nearest = _nearest_divisor(self.d_model, self.n_heads)
             self.require(
-                self.d_model % self.n_heads == 0,
+                nearest == self.n_heads,
                 "n_heads",
                 f"a divisor of --model.d-model {self.d_model} (the nearest is {nearest}), or --model.head-dim set",
             )
@@ -194,13 +167,13 @@ class OptimConfig(Section):
     decay_share: float = 0.2  # wsd: the last share of the steps, in which the rate falls
     min_lr_ratio: float = 0.1  # last learning rate, as a share of the peak
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require(self.lr > 0 and math.isfinite(self.lr), "lr", "a number > 0")
         for name in ("b1", "b2"):
             self.require(0.0 <= getattr(self, name) < 1.0, name, "a number >= 0 and < 1")
-        self.require(self.eps > 0, "eps", "a number > 0")
+        self.require(self.eps > 0 and math.isfinite(self.eps), "eps", "a number > 0")
+        self.require(_compiles(self.no_decay), "no_decay", "a regular expression")
         self.require_at_least(0, "weight_decay", "clip_norm", "warmup_steps")
-        self.require_one_of("schedule", ("cosine", "linear", "wsd", "constant"))
         self.require(0.0 < self.decay_share <= 1.0, "decay_share", "a share above 0, at most 1")
         self.require(0.0 <= self.min_lr_ratio <= 1.0, "min_lr_ratio", "a share from 0 to 1")
 
@@ -218,10 +191,10 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the activations; weights stay float32
     max_skipped: int = 10  # stop after so many steps in a row with a non-finite gradient
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(1, "steps", "batch_size", "grad_accum", "max_skipped")
-        self.require_at_least(0, "seed", "z_loss")
-        self.require_one_of("precision", ("float32", "bfloat16", "float16"))
+        self.require_at_least(0, "z_loss")
+        self.require(0 <= self.seed < 1 << 32, "seed", "an integer from 0 to 2**32 - 1")
         self.require(self.batch_size % self.grad_accum == 0, "grad_accum", f"a divisor of --train.batch-size {self.batch_size}")
 
 
@@ -236,9 +209,8 @@ class MeshConfig(Section):
     context: int = 1  # shards of the sequence
     rules: Literal["single", "dp", "fsdp", "tp", "fsdp_tp"] = "single"  # preset of logical-axis rules
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(1, "data", "fsdp", "tensor", "context")
-        self.require_one_of("rules", ("single", "dp", "fsdp", "tp", "fsdp_tp"))
 
     @property
     def size(self) -> int:
@@ -254,7 +226,7 @@ class WatchConfig(Section):
     live: bool = runtime(True)  # a live line where the output is a terminal
     print_every: int = runtime(50)  # steps between printed lines where it is not
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(1, "print_every")
 
 
@@ -268,7 +240,7 @@ class CheckpointConfig(Section):
     keep_best: int = runtime(1)  # checkpoints with the lowest validation loss to keep
     asynchronous: bool = runtime(True)  # write while the next steps run
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(1, "every", "keep_last")
         self.require_at_least(0, "keep_best")
 
@@ -287,7 +259,7 @@ class EvalConfig(Section):
     confidence: float = runtime(0.95)  # coverage of the interval
     seed: int = runtime(0)  # of the bootstrap
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
         self.require_at_least(1, "every", "batch_size", "resamples")
         self.require_at_least(0, "batches", "max_documents", "seed", "stride")
         self.require(0.0 < self.confidence < 1.0, "confidence", "a share between 0 and 1")
@@ -308,7 +280,8 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
 
-    def __post_init__(self) -> None:
+    def _judge(self) -> None:
+        self.require(bool(self.name.strip()), "name", "the name of a directory")
         rows = self.train.batch_size // self.train.grad_accum
         shards = self.mesh.data * self.mesh.fsdp
         if rows % shards:

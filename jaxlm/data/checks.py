@@ -26,28 +26,31 @@ def check_batch(
             "batch", artifact=label, expected=expected, found=found, remedy="The shards or the loader are wrong."
         )
 
-    def require(ok_BT: np.ndarray, expected: str, values: np.ndarray) -> None:
+    def require(ok_BT: np.ndarray, expected: str, values: np.ndarray, *, first: int = 0) -> None:
+        """first: the position in the row that the first column stands for."""
         if not ok_BT.all():
             row, at = np.argwhere(~ok_BT)[0]
-            raise broken(expected, f"{values[row, at]} at row {row}, position {at} ({int((~ok_BT).sum())} places)")
+            raise broken(expected, f"{values[row, at]} at row {row}, position {at + first} ({int((~ok_BT).sum())} places)")
 
     shape = made.tokens.shape
     for name, array in made._asdict().items():
         dtype = np.dtype(bool if name == "loss_mask" else np.int32)
-        if array.dtype != dtype or array.shape != shape or len(shape) != 2:
+        if array.dtype != dtype or array.shape != shape or len(shape) != 2 or 0 in shape:
             raise broken(f"{name} as {dtype} {list(shape)}", f"{array.dtype} {list(array.shape)}")
     tokens, labels, mask, segments, positions = made
     require((tokens >= 0) & (tokens < vocab_size), f"ids in 0..{vocab_size - 1}", tokens)
     require(~mask | ((labels >= 0) & (labels < vocab_size)), f"labels in 0..{vocab_size - 1}", labels)
     require(segments >= 0, "segments >= 0", segments)
-    require(~mask | (segments > 0), "no supervised padding", segments)
+    require(segments[:, :1] <= 1, "segment 1 (or 0, padding) at the start of a row", segments[:, :1])
+    require(~mask | (segments > 0), "no supervised padding (segment 0)", segments)
 
     same = segments[:, 1:] == segments[:, :-1]
     require(~mask[:, :-1] | (labels[:, :-1] == tokens[:, 1:]), "labels[t] = tokens[t + 1]", labels[:, :-1])
     require(~mask[:, :-1] | same, "a supervised label in the document of its input", segments[:, 1:])
     padding = segments == 0
-    require(~padding[:, :-1] | padding[:, 1:], "padding at the end of a row", segments[:, 1:])
-    require(padding[:, 1:] | same | (segments[:, 1:] == segments[:, :-1] + 1), "segments that count up by one", segments[:, 1:])
+    require(~padding[:, :-1] | padding[:, 1:], "padding at the end of a row", segments[:, 1:], first=1)
+    counting = padding[:, 1:] | same | (segments[:, 1:] == segments[:, :-1] + 1)
+    require(counting, "segments that count up by one", segments[:, 1:], first=1)
 
     require(padding[:, :1] | (positions[:, :1] == 0), "position 0 at the start of a row", positions[:, :1])
     following = np.where(same, positions[:, :-1] + 1, 0)
@@ -55,6 +58,7 @@ def check_batch(
         padding[:, 1:] | (positions[:, 1:] == following),
         "positions that restart at documents and count by one",
         positions[:, 1:],
+        first=1,
     )
     require((positions >= 0) & (positions < context_length), f"positions below the trained {context_length}", positions)
 

@@ -11,6 +11,7 @@ import glob
 import gzip
 import io
 import json
+import re
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ STDLIB = "stdlib:"
 WHOLE = (".txt", ".md", ".rst", ".py")  # a file is a document
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")  # a line is a document
 SUFFIXES = (*WHOLE, *LINES, ".parquet")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # no UTF-8 stands for one; JSON can escape half a pair
 
 
 class Document(NamedTuple):
@@ -80,17 +82,21 @@ def read_documents(cfg: DataConfig, counts: Counts | None = None) -> Iterator[Do
 
 def _text(raw: bytes | str, origin: str, strict: bool, counts: Counts) -> str:
     if isinstance(raw, str):
-        raw = raw.encode("utf-8", "surrogatepass")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        if strict:
-            raise InputError(
-                f"{origin}: expected UTF-8, found byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason}); "
-                "mend the text, or leave --data.strict off to replace and count it"
-            ) from None
+        lone = _SURROGATE.search(raw)
+        if lone is None:
+            return raw
+        found, repaired = f"the lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}", _SURROGATE.sub("\ufffd", raw)
+    else:
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason})"
+        repaired = raw.decode(errors="replace")
+    if strict:
+        mend = "mend the text, or leave --data.strict off to replace and count it"
+        raise InputError(f"{origin}: expected UTF-8, found {found}; {mend}")
     counts.invalid_utf8 += 1
-    return raw.decode(errors="replace")
+    return repaired
 
 
 def _raw(source: str, text_field: str) -> Iterator[tuple[bytes | str, str]]:
@@ -122,7 +128,7 @@ def files_of(source: str) -> list[Path]:
         if other := [p for p in found if not p.name.lower().endswith(SUFFIXES)]:
             raise InputError(f"{other[0]}: expected a file with one of {' '.join(SUFFIXES)}, matched by {source}")
     else:
-        raise InputError(f"--data.source: expected a file, a folder, a glob or {STDLIB}, found nothing at {source}")
+        raise InputError(f"--data.source: expected a file, a folder, a glob or {STDLIB}, found nothing at {source!r}")
     if not found:
         raise InputError(f"{source}: expected files with one of {' '.join(SUFFIXES)}, found none")
     return found
@@ -138,21 +144,24 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines of a file that may be compressed."""
-    if path.name.endswith(".zst"):
+    name = path.name.lower()
+    if name.endswith(".zst"):
         import_error = "--data.source: reading .zst needs zstandard; `pip install 'jaxlm[data]'`"
         try:
             import zstandard
         except ImportError:
             raise InputError(import_error) from None
-        with open(path, "rb") as file:
+        with _read(path, lambda p: open(p, "rb")) as file:
             stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             try:
                 yield from io.BufferedReader(stream)
-            except zstandard.ZstdError as error:
+                _whole_zst(path, zstandard)
+            except (zstandard.ZstdError, OSError) as error:
                 raise InputError(f"{path}: expected a whole zstd file, found {error}") from None
-        _whole_zst(path, zstandard)
         return
-    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    if name.endswith(".gz") and not path.stat().st_size:
+        raise InputError(f"{path}: expected a whole gzip file, found one of 0 bytes; copy it again")
+    opener: Any = gzip.open if name.endswith(".gz") else open
     with _read(path, lambda p: opener(p, "rb")) as file:
         while line := _read(path, lambda _: file.readline()):
             yield line
@@ -175,16 +184,26 @@ def _whole_zst(path: Path, zstandard: Any) -> None:
         raise InputError(f"{path}: expected a whole zstd file, found one that is cut off; copy it again")
 
 
-def _jsonl(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+def _jsonl(path: Path, text_field: str) -> Iterator[tuple[bytes | str, str]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
+        whole = line.decode("utf-8-sig", "surrogateescape")
         try:
-            body = json.loads(line)
-        except ValueError as error:
+            body = json.loads(whole)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: expected a JSON object, found {error}") from None
-        yield _field(body, text_field, where), where
+        text = _field(body, text_field, where)
+        yield (_bytes_again(text) if _SURROGATE.search(whole) else text), where
+
+
+def _bytes_again(text: str) -> bytes:
+    """The bytes of a text that was read with `surrogateescape`: what is no UTF-8 in the file is none here."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair, escaped in JSON, as well
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _field(body: Any, name: str, where: str) -> str:
@@ -193,28 +212,33 @@ def _field(body: Any, name: str, where: str) -> str:
     if name not in body:
         raise InputError(f"{where}: expected the field {name!r}, found {', '.join(body) or 'none'}; set --data.text-field")
     if not isinstance(body[name], str):
-        raise InputError(f"{where}: expected text in the field {name!r}, found {type(body[name]).__name__}")
+        found = "null" if body[name] is None else type(body[name]).__name__
+        raise InputError(f"{where}: expected text in the field {name!r}, found {found}")
     return body[name]
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+def _parquet(path: Path, text_field: str) -> Iterator[tuple[bytes, str]]:
+    """Texts of a column as bytes: whether they are UTF-8 is for the caller to see."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError("--data.source: reading .parquet needs pyarrow; `pip install 'jaxlm[data]'`") from None
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
         if text_field not in file.schema_arrow.names:
             found = ", ".join(file.schema_arrow.names)
             raise InputError(f"{path}: expected the column {text_field!r}, found {found}; set --data.text-field")
+        kind = file.schema_arrow.field(text_field).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+            raise InputError(f"{path}: expected text in the column {text_field!r}, found {kind}")
         row = 0
         for batch in file.iter_batches(columns=[text_field], batch_size=256):
-            for value in batch.column(0).to_pylist():
+            for value in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
                 row += 1
-                if not isinstance(value, str):
-                    found = "null" if value is None else type(value).__name__
-                    raise InputError(f"{path}: expected text in column {text_field!r}, found {found} in row {row}")
+                if value is None:
+                    raise InputError(f"{path}: expected text in the column {text_field!r}, found null in row {row}")
                 yield value, f"{path}:{row}"
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: expected a whole parquet file, found {' '.join(str(error).split())}") from None

@@ -19,7 +19,8 @@ class Prefetcher:
 
     def __init__(self, make: Callable[[int], Batch], *, start: int, stop: int, depth: int = 2):
         self._make, self._start, self._stop = make, start, stop
-        self._queue: queue.Queue[tuple[int, Future[Batch]]] = queue.Queue(maxsize=max(depth, 1))
+        self._queue: queue.Queue[tuple[int, Future[Batch]]] = queue.Queue()
+        self._free = threading.Semaphore(depth)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True) if depth > 0 else None
         if self._thread is not None:
@@ -36,14 +37,12 @@ class Prefetcher:
 
     def _fill(self) -> None:
         for step in range(self._start, self._stop):
-            item = step, self._one(step)
-            while not self._ended.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if self._ended.is_set() or item[1].exception() is not None:
+            self._free.acquire()
+            if self._ended.is_set():
+                return
+            made = self._one(step)
+            self._queue.put((step, made))
+            if made.exception() is not None:
                 return
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
@@ -51,13 +50,26 @@ class Prefetcher:
             if self._thread is None:
                 yield step, self._make(step)
             else:
-                at, made = self._queue.get()
+                at, made = self._next(self._thread)
                 assert at == step, (at, step)
+                self._free.release()
                 yield step, made.result()
+
+    def _next(self, thread: threading.Thread) -> tuple[int, Future[Batch]]:
+        """The next batch, waited for as long as one may come. Raises RuntimeError where none will."""
+        while not self._ended.is_set():
+            alive = thread.is_alive()
+            try:
+                return self._queue.get(timeout=0.1)
+            except queue.Empty:
+                if not alive:
+                    break
+        raise RuntimeError("expected an open prefetcher, read once; found one that is closed or has given all its batches")
 
     def close(self) -> None:
         """Stop the thread. What was made ahead is dropped."""
         self._ended.set()
+        self._free.release()
         if self._thread is not None:
             self._thread.join()
 

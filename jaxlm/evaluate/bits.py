@@ -59,7 +59,7 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
     """
     cfg = _on_one_device(run.config)
     options, stream = cfg.eval, run.data.val
-    stride = options.stride or cfg.model.context_length // 2
+    stride = options.stride or max(1, cfg.model.context_length // 2)
     if stride > cfg.model.context_length:
         raise InputError(f"--eval.stride: expected at most the context {cfg.model.context_length}, found {stride}")
     count = min(stream.documents, options.max_documents) if options.max_documents else stream.documents
@@ -72,7 +72,7 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
             for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)
         ]
         say(f"probes     {len(probes)} passed: {', '.join(probe.name for probe in probes)}")
-        tally = Tally(count, run.tokenizer.byte_lengths)
+        tally = Tally(count, run.tokenizer.byte_lengths, artifact=run.checkpoints.path(run.step))
         cut = scored_batches(
             stream, batch_size=options.batch_size, context_length=cfg.model.context_length, stride=stride, limit=count
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.contract import ContractError
 from jaxlm.data import Batch, TokenStream
 
 
@@ -44,7 +45,9 @@ class DocumentScores:
 
 def windows(index: int, ids: np.ndarray, *, context_length: int, stride: int) -> Iterator[Window]:
     """Cut a document (with BOS and EOS) so that every label counts once, each with at least context_length - stride tokens
-    before it, where the document has them."""
+    before it, where the document has them. Raises ValueError for a stride outside 1..context_length."""
+    if not 1 <= stride <= context_length:
+        raise ValueError(f"expected a stride in 1..{context_length}, the context, found {stride}")
     labels, done = len(ids) - 1, 0
     while done < labels:
         # The first window scores all it holds; a later one begins so far back that it ends `stride` labels on.
@@ -55,16 +58,19 @@ def windows(index: int, ids: np.ndarray, *, context_length: int, stride: int) ->
 
 
 def rows_of_windows(cut: Iterator[Window], *, context_length: int) -> Iterator[list[Window]]:
-    """Windows in their order, as many to a row as fit."""
+    """Windows in their order, as many to a row as fit.
+
+    The last label of a window stands in the row as an input as well, as the batch contract wants it; it may be missing
+    where the row ends.
+    """
     row: list[Window] = []
     used = 0
     for window in cut:
-        length = len(window.ids) - 1
-        if row and used + length > context_length:
+        if row and used + len(window.ids) - 1 > context_length:
             yield row
             row, used = [], 0
         row.append(window)
-        used += length
+        used += len(window.ids)
     if row:
         yield row
 
@@ -88,11 +94,11 @@ def _batch(rows: list[list[Window]], batch_size: int, context_length: int) -> Sc
     for b, row in enumerate(rows):
         at = 0
         for number, window in enumerate(row, 1):
-            length = len(window.ids) - 1
+            length, end = min(len(window.ids), context_length - at), at + len(window.ids) - 1
             here = slice(at, at + length)
-            tokens[b, here], labels[b, here] = window.ids[:-1], window.ids[1:]
+            tokens[b, here], labels[b, at:end] = window.ids[:length], window.ids[1:]
             segments[b, here], positions[b, here] = number, np.arange(length)
-            counted[b, at + length - window.scored : at + length] = True
+            counted[b, end - window.scored : end] = True
             documents[b, here] = window.document
             at += length
     return ScoredBatch(Batch(tokens, labels, counted, segments, positions), documents)
@@ -114,18 +120,27 @@ def scored_batches(
 
 
 class Tally:
-    """Sums by document, while scored batches come in. byte_lengths: int [V], 0 for special tokens."""
+    """Sums by document, while scored batches come in. byte_lengths: int [V], 0 for special tokens. artifact: what made the
+    scores, for messages."""
 
-    def __init__(self, documents: int, byte_lengths: np.ndarray):
-        self._lengths = byte_lengths
+    def __init__(self, documents: int, byte_lengths: np.ndarray, *, artifact: object = "scores"):
+        self._lengths, self._artifact = byte_lengths, artifact
         self._nll, self._end = np.zeros(documents), np.zeros(documents)
         self._tokens, self._bytes = np.zeros(documents, np.int64), np.zeros(documents, np.int64)
 
     def add(self, scored: ScoredBatch, nll_BT: np.ndarray) -> None:
-        """nll_BT: negative log likelihood of each label, in nats."""
+        """nll_BT: negative log likelihood of each label, in nats. Raises ContractError where one that counts is not finite."""
         counted = scored.batch.loss_mask
         document, label = scored.documents[counted], scored.batch.labels[counted]
         nll, size = nll_BT[counted].astype(np.float64), self._lengths[label]
+        if (bad := ~np.isfinite(nll)).any():
+            raise ContractError(
+                "evaluation",
+                artifact=self._artifact,
+                expected="a finite loss for every label",
+                found=f"{nll[bad][0]} for id {label[bad][0]} in document {document[bad][0]} ({int(bad.sum())} places)",
+                remedy="Evaluate an earlier checkpoint, or look for the first step whose numbers are not finite.",
+            )
         text = size > 0
         np.add.at(self._nll, document[text], nll[text])
         np.add.at(self._end, document[~text], nll[~text])

@@ -43,6 +43,7 @@ class _Row:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
         self.eos, self.stop = tokenizer.eos_id, stop
+        self.special = frozenset(tokenizer.special_ids.values())
         self.decoder = StreamDecoder(tokenizer)
         self.result = Generation()
         self.held, self.done = "", False
@@ -54,7 +55,7 @@ class _Row:
         if token == self.eos:
             return self._finish(self.held + self.decoder.flush(), "stop")
         self.result.token_ids.append(token)
-        text = self.held + self.decoder.push(token)
+        text = self.held + (self.decoder.flush() if token in self.special else self.decoder.push(token))
         found = [at for word in self.stop if (at := text.find(word)) >= 0]
         if found:
             return self._finish(text[: min(found)], "stop")
@@ -90,6 +91,8 @@ class Engine:
                 found=f"{tokenizer.vocab_size}",
                 remedy="Use the tokenizer of the run.",
             )
+        if precision not in POLICIES:
+            raise ValueError(f"precision: expected one of {', '.join(POLICIES)}, found {precision!r}")
         self.params, self.cfg, self.tokenizer, self.policy = params, cfg, tokenizer, POLICIES[precision]
 
     @classmethod
@@ -130,6 +133,8 @@ class Engine:
             raise ValueError(f"expected a list of at least one prompt, found {prompts!r}")
         if max_new_tokens < 1:
             raise InputError(f"--max-new-tokens: expected a number >= 1, found {max_new_tokens}")
+        if isinstance(stop, str):
+            raise ValueError(f"stop: expected a list of str, found one str, {stop!r}")
         if not all(stop):
             raise InputError("--stop: expected text, found an empty string")
         ids = [self.prompt_ids(prompt) for prompt in prompts]
@@ -148,8 +153,8 @@ class Engine:
         cursor = prefill_step(self.params, tokens, lengths, keys, knobs, self.cfg, capacity=context, policy=self.policy)
         drawn = 0
         while drawn < max_new_tokens and not all(row.done for row in rows):
-            self._require_finite(cursor.finite)
             chunk, cursor = decode_steps(self.params, cursor, knobs, self.cfg, steps=CHUNK, policy=self.policy)
+            self._require_finite(cursor.finite)
             pieces = [""] * len(rows)
             for column in np.asarray(chunk).T[: max_new_tokens - drawn]:
                 for index, row in enumerate(rows):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -37,16 +38,16 @@ class Sampling:
                 raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(self, name)!r}")
 
         require(self.temperature >= 0 and math.isfinite(self.temperature), "temperature", "a number >= 0")
-        require(self.top_k >= 0, "top_k", "an integer >= 0 (0: off)")
+        require(isinstance(self.top_k, Integral) and self.top_k >= 0, "top_k", "an integer >= 0 (0: off)")
         require(0.0 < self.top_p <= 1.0, "top_p", "a share above 0, at most 1 (1: off)")
         require(0.0 <= self.min_p < 1.0, "min_p", "a share from 0 to below 1 (0: off)")
-        require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1")
+        require(isinstance(self.seed, Integral) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1")
 
     def knobs(self) -> Knobs:
         """The numbers as device scalars."""
         return Knobs(
             temperature=jnp.float32(self.temperature),
-            top_k=jnp.int32(self.top_k),
+            top_k=jnp.int32(min(self.top_k, 2**31 - 1)),
             top_p=jnp.float32(self.top_p),
             min_p=jnp.float32(self.min_p),
         )
@@ -63,11 +64,14 @@ class Knobs:
 
 
 def filtered(logits_BV: jax.Array, knobs: Knobs) -> jax.Array:
-    """Logits divided by the temperature, float32, with -inf where the filters leave a token out.
+    """Logits less their largest, divided by the temperature, float32, with -inf where the filters leave a token out.
 
-    The likeliest token always stays. Tokens that tie with the last one that stays, stay too.
+    The largest is 0, so that no temperature, however small, makes two logits the same infinity. The likeliest
+    token always stays. Tokens that tie with the last one that stays, stay too.
     """
-    scaled_BV = logits_BV.astype(jnp.float32) / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
+    logits_BV = logits_BV.astype(jnp.float32)
+    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    scaled_BV = below_BV / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
     ordered_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
     vocab = logits_BV.shape[-1]
     rank_V = jnp.arange(vocab)[None, :]

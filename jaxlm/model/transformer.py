@@ -91,7 +91,7 @@ def block(
     cache: LayerCache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, BlockStats, LayerCache | None]:
-    """One layer. x_BTD: activations in the compute dtype; `layer` is one layer's parameters in the same dtype.
+    """One layer. x_BTD: activations in the compute dtype; `layer` is one layer's parameters, matrices in the same dtype.
 
     Returns activations of the same shape, this layer's statistics, and the cache with this call's keys and values.
     norm: "pre" is x + f(norm(x)) (Xiong et al. 2020), "post" is norm(x + f(x)) (Vaswani et al. 2017), "none" is x + f(x).
@@ -113,8 +113,11 @@ def block(
 
 
 def _layer_in_use(layer: Block, dims: Block, policy: Policy, rules: AxisRules) -> Block:
-    """One layer's weights, cast to the compute dtype before they are gathered, so that half the bytes travel."""
-    return jax.tree.map(lambda w, d: rules.gather(w.astype(policy.compute), d), layer, dims)
+    """One layer's weights, cast to the compute dtype before they are gathered, so that half the bytes travel.
+
+    Vectors stay as they are: the gains of norms are float32 in every policy (in bfloat16 one near 1 would move by 1/128).
+    """
+    return jax.tree.map(lambda w, d: rules.gather(w if len(d) == 1 else w.astype(policy.compute), d), layer, dims)
 
 
 def hidden(

@@ -10,22 +10,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.config.schema import MeshConfig
+from jaxlm.config.schema import ConfigError, MeshConfig
 from jaxlm.contract import InputError
 from jaxlm.parallel.mesh import MESH_AXES
 
-if TYPE_CHECKING:
-    from jaxlm.model.spec import ParamSpec
-
 Axes = tuple[str, ...]
+
+
+class Spec(Protocol):
+    """What the rules read of a parameter: its shape, one letter an axis, its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its axes."""
+
+    @property
+    def dims(self) -> str:
+        """A letter of `jaxlm.axes.ALPHABET` for each axis."""
+
+    @property
+    def dtype(self) -> str:
+        """The name of its dtype."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,13 @@ class AxisRules:
 
     # ---- validation and the printed table ----
 
-    def check(self, specs: dict[str, ParamSpec], mesh: MeshConfig) -> None:
-        """Raise InputError for a dimension that its mesh axes do not divide, naming the nearest size that works."""
+    def check(self, specs: Mapping[str, Spec], mesh: MeshConfig) -> None:
+        """Raise ConfigError for a mesh axis on which nothing is laid, whose devices would all compute the same, and
+        InputError for a dimension that its mesh axes do not divide, naming the nearest size that works."""
+        laid = {axis for f in dataclasses.fields(self) for axis in getattr(self, f.name)}
+        for axis in MESH_AXES:
+            if getattr(mesh, axis) > 1 and axis not in laid:
+                raise ConfigError(f"mesh.{axis}", f"1, as --mesh.rules {mesh.rules} lays nothing on it", getattr(mesh, axis))
         for path, spec in specs.items():
             for letter, size, entry in zip(spec.dims, spec.shape, self.weight(spec.dims), strict=True):
                 shards = math.prod(getattr(mesh, axis) for axis in _axes(entry))
@@ -111,14 +130,15 @@ class AxisRules:
                         f"divide; the nearest size that works is {nearest}"
                     )
 
-    def table(self, specs: dict[str, ParamSpec], mesh: MeshConfig) -> list[tuple[str, str, str, str, int]]:
-        """Rows (path, dims, shape, layout, bytes per device) of every parameter."""
+    def table(self, specs: Mapping[str, Spec], mesh: MeshConfig) -> list[tuple[str, str, str, str, int]]:
+        """Rows (path, dims, shape, layout, bytes per device) of every parameter. layout: `D:fsdp N:tensor`, or `whole`."""
         rows = []
         for path, spec in specs.items():
-            layout = self.weight(spec.dims)
-            shards = math.prod(getattr(mesh, axis) for entry in layout for axis in _axes(entry))
+            laid = {letter: _axes(entry) for letter, entry in zip(spec.dims, self.weight(spec.dims), strict=True)}
+            shards = math.prod(getattr(mesh, axis) for axes in laid.values() for axis in axes)
             size = math.prod(spec.shape) * jnp.dtype(spec.dtype).itemsize // shards
-            rows.append((path, spec.dims, str(list(spec.shape)), str(layout), size))
+            layout = " ".join(f"{letter}:{'*'.join(axes)}" for letter, axes in laid.items() if axes) or "whole"
+            rows.append((path, spec.dims, str(list(spec.shape)), layout, size))
         return rows
 
 

@@ -9,53 +9,84 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxlm.checkpoint import CheckpointStore
 from jaxlm.config.load import config_fingerprint, read_resolved
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import MANIFEST, ContractError, Finding, InputError, Manifest, compare
+from jaxlm.contract import MANIFEST, PARENTS, ContractError, Finding, InputError, Manifest, compare
 from jaxlm.data import open_shards
 from jaxlm.model import model_manifest
 from jaxlm.run.layout import Layout
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.watch import Mark, verify_log
 
+COPY = "Restore it from a copy, or make it again."
+
+
+# Facts that this walk reads.
+FACTS = {
+    "run": ("config_fingerprint", "model", "probes"),
+    "checkpoint": ("step", "leaves", "telemetry"),
+    "evaluation": ("step",),
+}
+HOLDERS = {"checkpoints": "checkpoint", "evaluations": "evaluation"}  # folders of a run that hold several
+RESOLVED = "resolved.json"
+
 
 def audit(path: str | os.PathLike[str]) -> list[Finding]:
     """Check the artifact at `path`: a run with all that it holds, or a tokenizer, data, checkpoint or evaluation alone.
 
-    An artifact inside a run is checked against its run as well. Raises InputError where `path` is no artifact.
+    An artifact inside a run is checked against its neighbours there as well. Raises InputError where `path` is no artifact.
     """
     root = Path(path)
     if not root.exists():
         raise InputError(f"{root}: expected an artifact (a run, tokenizer, data, checkpoint or evaluation), found nothing")
     if root.is_file():
         root = root.parent
-    layout = Layout(root)
-    if layout.manifest.is_file() or not layout.resolved.is_file():
-        kind, _ = _manifest(root)
-    else:
-        kind = "run"
+    root = root if root.name.strip(".") else root.resolve()  # `.` has no name to tell a kind or a step by
+    kind = _kind(root)
     if kind == "run":
-        return list(_run(layout))
-    if kind == "checkpoint":
-        store = CheckpointStore(root.parent)
-        return list(_files(root, store.verify(int(root.name), deep=True)) if root.name.isdigit() else _plain(root))
-    opened: dict[str, Callable[[Path], Any]] = {"tokenizer": Tokenizer.load, "data": open_shards}
-    return list(_plain(root)) + (list(_opens(kind, root, opened[kind])) if kind in opened else [])
+        return list(_run(Layout(root)))
+    layout = _run_of(root)
+    parts = _Parts.of(layout) if layout is not None else _Parts()
+    if kind == "checkpoint" and root.name.isdigit():
+        return list(_checkpoint(CheckpointStore(root.parent), int(root.name), parts, deep=True))
+    if kind == "evaluation":
+        return list(_evaluation(root, parts, CheckpointStore(layout.checkpoints) if layout is not None else None))
+    findings = list(_plain(root))
+    if kind in OPENED:
+        findings += _opens(kind, root, OPENED[kind])
+    manifest = _readable(root)
+    findings += _pair(parts.tokenizer if kind == "data" else None, manifest, root)
+    if layout is not None and manifest is not None and kind in PARENTS["run"]:
+        findings += _pair(manifest, parts.run, layout.manifest)
+    return findings
 
 
-def _manifest(root: Path) -> tuple[str, Manifest | None]:
-    """Kind and manifest of an artifact; where the manifest is damaged, the kind is told by its place."""
+def _kind(root: Path) -> str:
+    """The kind of an artifact, by its manifest or, where that is damaged or lost, by its place."""
+    place = (
+        "run"
+        if (root / RESOLVED).is_file()
+        else HOLDERS.get(root.parent.name, root.name if root.name in PARENTS["run"] else "")
+    )
     try:
-        manifest = Manifest.load(root)
+        return Manifest.load(root).kind
     except ContractError:
-        known = {"tokenizer": "tokenizer", "data": "data", "checkpoints": "checkpoint", "evaluations": "evaluation"}
-        beside = (root / "resolved.json").is_file()
-        return "run" if beside else known.get(root.name, known.get(root.parent.name, "manifest")), None
-    return manifest.kind, manifest
+        return place or "manifest"
+    except InputError:
+        if place == "run" or (place and _run_of(root) is not None):
+            return place
+        raise
+
+
+def _run_of(root: Path) -> Layout | None:
+    """The run that an artifact lies in, if it lies in one."""
+    return next((Layout(place) for place in (root.parent, root.parent.parent) if (place / RESOLVED).is_file()), None)
 
 
 def _finding(error: ContractError | InputError, *, contract: str, artifact: Path) -> Finding:
@@ -65,21 +96,43 @@ def _finding(error: ContractError | InputError, *, contract: str, artifact: Path
 
 
 def _plain(root: Path, kind: str | None = None) -> Iterator[Finding]:
-    """The manifest against itself, then every file against the manifest."""
+    """The manifest against itself, then every file against the manifest, and no file beside them but in a run."""
     try:
         manifest = Manifest.load(root, kind)
     except (ContractError, InputError) as error:
         yield _finding(error, contract=kind or "manifest", artifact=root)
         return
     yield Finding(manifest.kind, str(root / MANIFEST), True, manifest.fingerprint, manifest.fingerprint)
+    yield from _states(root)
     yield from _files(root, list(manifest.verify_files(root)))
+    if manifest.kind != "run":
+        below = {Path(at, name).relative_to(root).as_posix() for at, _, names in os.walk(root) for name in names}
+        yield from (_stranger(manifest.kind, root / name) for name in sorted(below - manifest.files.keys() - {MANIFEST}))
+
+
+def _stranger(kind: str, path: Path) -> Finding:
+    return Finding(
+        kind, str(path), False, "no such file", "one", "Remove it, if nothing needs it: nothing of this project made it."
+    )
+
+
+def _states(root: Path) -> Iterator[Finding]:
+    """The facts that this walk reads and the manifest, which is whole, does not state."""
+    with suppress(ContractError, InputError):
+        manifest = Manifest.load(root)
+        for name in _unstated(manifest):
+            yield Finding(manifest.kind, str(root / MANIFEST), False, f"the fact {name!r}", "none", COPY)
+
+
+def _unstated(manifest: Manifest) -> list[str]:
+    return [name for name in FACTS.get(manifest.kind, ()) if name not in manifest.facts]
 
 
 def _files(root: Path, findings: list[Finding]) -> Iterator[Finding]:
     """Findings about the files of one artifact: the broken ones, and the kept ones as one."""
     yield from (finding for finding in findings if not finding.kept)
     if kept := [finding for finding in findings if finding.kept]:
-        words = f"{len(kept)} files with their sha256"
+        words = "1 file with its sha256" if len(kept) == 1 else f"{len(kept)} files with their sha256"
         yield Finding(kept[0].contract, str(root), True, words, words)
 
 
@@ -99,55 +152,89 @@ def _pair(upstream: Manifest | None, downstream: Manifest | None, artifact: Path
         yield from compare(upstream, downstream, artifact=artifact)
 
 
+def _readable(root: Path) -> Manifest | None:
+    """The manifest of an artifact, where it is whole and states what this walk reads."""
+    try:
+        manifest = Manifest.load(root)
+    except (ContractError, InputError):
+        return None
+    return None if _unstated(manifest) else manifest
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The manifests of a run that could be read."""
+
+    config: RunConfig | None = None
+    tokenizer: Manifest | None = None
+    data: Manifest | None = None
+    run: Manifest | None = None
+    model: Manifest | None = None
+
+    @classmethod
+    def of(cls, layout: Layout) -> _Parts:
+        config, model, run = None, None, _readable(layout.path)
+        with suppress(ContractError, InputError):
+            config = read_resolved(layout.resolved)
+        if run is not None:
+            with suppress(ContractError):
+                model = Manifest.from_json(run.facts["model"], artifact=layout.manifest)
+        data = layout.data(config) if config is not None else layout.path / "data"
+        return cls(config, _readable(layout.tokenizer), _readable(data), run, model)
+
+
 def _run(layout: Layout) -> Iterator[Finding]:
     """A run: tokenizer, data, model, the run itself, its logs, checkpoints and evaluations."""
-    config = None
+    parts = _Parts.of(layout)
+    tokenizer, data, run = parts.tokenizer, parts.data, parts.run
     try:
-        config = read_resolved(layout.resolved)
+        read_resolved(layout.resolved)
     except (ContractError, InputError) as error:
         yield _finding(error, contract="run", artifact=layout.resolved)
-    data_path = layout.data(config) if config is not None else layout.path / "data"
+    data_path = layout.data(parts.config) if parts.config is not None else layout.path / "data"
 
     yield from _plain(layout.tokenizer, "tokenizer")
     yield from _opens("tokenizer", layout.tokenizer, Tokenizer.load)
     yield from _plain(data_path, "data")
     yield from _opens("data", data_path, open_shards)
     yield from _plain(layout.path, "run")
-    tokenizer, data, run = _readable(layout.tokenizer), _readable(data_path), _readable(layout.path)
     yield from _pair(tokenizer, data, data_path)
     yield from _pair(tokenizer, run, layout.manifest)
     yield from _pair(data, run, layout.manifest)
-    if config is not None and run is not None:
-        recorded, found = run.facts["config_fingerprint"], config_fingerprint(config)
-        yield Finding("run", str(layout.resolved), found == recorded, f"config {recorded}", f"config {found}")
-    model = None
+    if parts.config is not None and run is not None:
+        recorded, found = run.facts["config_fingerprint"], config_fingerprint(parts.config)
+        yield Finding("run", str(layout.resolved), found == recorded, f"config {recorded}", f"config {found}", COPY)
     if run is not None:
-        model = Manifest.from_json(run.facts["model"], artifact=layout.manifest)
-        yield from _model(layout, config, model, tokenizer, data)
+        yield from _model(layout, parts)
         yield from _probes(layout, run)
 
     store = CheckpointStore(layout.checkpoints)
-    yield from _checkpoints(layout, store, (tokenizer, data, model, run))
+    for step in store.committed():
+        yield from _checkpoint(store, step, parts)
     yield from _logs(layout, store)
-    yield from _evaluations(layout, store, tokenizer, data)
+    for root in _within(layout.evaluations):
+        yield from _evaluation(root, parts, store)
+    steps = {store.path(step) for step in store.committed()}
+    for path in _within(layout.checkpoints):
+        if path not in steps:
+            yield _stranger("checkpoint", path)
 
 
-def _readable(root: Path) -> Manifest | None:
-    try:
-        return Manifest.load(root)
-    except (ContractError, InputError):
-        return None
+def _within(folder: Path) -> list[Path]:
+    """What lies in a folder of artifacts, without hidden names: those are of writers that were cut off."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 
-def _model(
-    layout: Layout, config: RunConfig | None, model: Manifest, tokenizer: Manifest | None, data: Manifest | None
-) -> Iterator[Finding]:
-    where = f"{layout.manifest} (model)"
-    if config is not None and tokenizer is not None:
-        now = model_manifest(config.model, tokenizer).fingerprint
+def _model(layout: Layout, parts: _Parts) -> Iterator[Finding]:
+    where, model = f"{layout.manifest} (model)", parts.model
+    if model is None:
+        yield Finding("model", where, False, "the manifest of the model", "another text", COPY)
+        return
+    if parts.config is not None and parts.tokenizer is not None:
+        now = model_manifest(parts.config.model, parts.tokenizer).fingerprint
         remedy = "Use the tokenizer and the version of jaxlm that the run was made with."
         yield Finding("model", where, now == model.fingerprint, f"model {model.fingerprint}", f"model {now}", remedy)
-    for upstream in (tokenizer, data):
+    for upstream in (parts.tokenizer, parts.data):
         if upstream is not None:
             yield from compare(upstream, model, artifact=where)
 
@@ -157,35 +244,41 @@ def _probes(layout: Layout, run: Manifest) -> Iterator[Finding]:
         yield Finding("probe", f"{layout.manifest} ({name})", result["passed"], result["expected"], result["found"])
 
 
-def _checkpoints(layout: Layout, store: CheckpointStore, upstream: tuple[Manifest | None, ...]) -> Iterator[Finding]:
-    for step in store.committed():
-        yield from _files(store.path(step), store.verify(step))
-        manifest = _readable(store.path(step))
-        for parent in upstream:
-            yield from _pair(parent, manifest, store.path(step))
+def _checkpoint(store: CheckpointStore, step: int, parts: _Parts, *, deep: bool = False) -> Iterator[Finding]:
+    root = store.path(step)
+    yield from _states(root)
+    yield from _files(root, store.verify(step, deep=deep))
+    manifest = _readable(root)
+    for parent in (parts.tokenizer, parts.data, parts.model, parts.run):
+        yield from _pair(parent, manifest, root)
 
 
 def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
-    """Both logs continue their chains, and the telemetry holds the steps that the newest checkpoint has seen."""
-    busy = layout.in_use()
-    latest = store.latest()
-    mark = None
-    if latest is not None:
-        mark = Mark(**store.manifest(latest).facts["telemetry"])
+    """Both logs continue their chains, and the telemetry holds the steps that the newest checkpoint has seen.
+
+    A run that has its manifest has begun both logs.
+    """
+    busy, mark = layout.in_use(), None
+    for step in reversed(store.committed()):
+        if (manifest := _readable(store.path(step))) is not None:
+            mark = Mark(**manifest.facts["telemetry"])
+            break
     for path, at_least in ((layout.telemetry, mark), (layout.events, None)):
-        if path.is_file() or at_least is not None:
+        if path.is_file() or layout.manifest.is_file():
             yield verify_log(path, contract="telemetry", at_least=at_least, open_end=busy)
 
 
-def _evaluations(
-    layout: Layout, store: CheckpointStore, tokenizer: Manifest | None, data: Manifest | None
-) -> Iterator[Finding]:
-    if not layout.evaluations.is_dir():
+def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Iterator[Finding]:
+    """An evaluation, and where it lies in a run, its parents; its checkpoint may be one that the run no longer keeps."""
+    if not root.is_dir():
+        yield _stranger("evaluation", root)
         return
-    for root in sorted(p for p in layout.evaluations.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        yield from _plain(root, "evaluation")
-        manifest = _readable(root)
-        yield from _pair(tokenizer, manifest, root)
-        yield from _pair(data, manifest, root)
-        if manifest is not None and manifest.facts["step"] in store.committed():
-            yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)
+    yield from _plain(root, "evaluation")
+    manifest = _readable(root)
+    yield from _pair(parts.tokenizer, manifest, root)
+    yield from _pair(parts.data, manifest, root)
+    if store is not None and manifest is not None and manifest.facts["step"] in store.committed():
+        yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)
+
+
+OPENED: dict[str, Callable[[Path], Any]] = {"tokenizer": Tokenizer.load, "data": open_shards}

@@ -57,9 +57,7 @@ class Run:
         if not layout.manifest.is_file():
             begun = layout.resolved.is_file()
             found = "one whose training has not begun" if begun else "none there"
-            mend = (
-                f"`jaxlm train {layout.resolved}` goes on" if begun else "`jaxlm train CONFIG` or `jaxlm quickstart` makes one"
-            )
+            mend = f"`jaxlm train {path}` goes on" if begun else "`jaxlm train CONFIG` or `jaxlm quickstart` makes one"
             raise InputError(f"{path}: expected a run directory, found {found}; {mend}")
         manifest = Manifest.load(path, KIND)
         manifest.require_files(path)
@@ -96,15 +94,17 @@ class Run:
     def model(self) -> Manifest:
         """The model contract of the run; ContractError where today's code would build another model from its config."""
         recorded = Manifest.from_json(self.manifest.facts["model"], artifact=self.layout.manifest)
-        now = model_manifest(self.config.model, Manifest.load(self.layout.tokenizer, "tokenizer"))
+        tokenizer = Manifest.load(self.layout.tokenizer, "tokenizer")
+        check(tokenizer, recorded)
+        now = model_manifest(self.config.model, tokenizer)
         if now.fingerprint != recorded.fingerprint:
-            differing = sorted(k for k in now.facts if now.facts[k] != recorded.facts.get(k)) or ["parents"]
+            differing = sorted(k for k in now.facts if now.facts[k] != recorded.facts.get(k))
             raise ContractError(
                 "model",
                 artifact=self.layout.manifest,
                 expected=f"model {recorded.fingerprint}",
                 found=f"{now.fingerprint} (they differ in {', '.join(differing)})",
-                remedy="Use the tokenizer and the version of jaxlm that the run was made with.",
+                remedy="Use the version of jaxlm that the run was made with.",
             )
         return recorded
 
@@ -116,11 +116,16 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint in use: the newest, unless the run was loaded with another."""
-        newest = self._step if self._step is not None else self.checkpoints.latest()
-        if newest is None:
+        """The step of the checkpoint in use: the newest, unless the run was loaded with another. Raises InputError."""
+        steps = self.checkpoints.committed()
+        if not steps:
             raise InputError(f"{self.path}: expected a checkpoint, found none; `jaxlm train {self.path}` goes on with the run")
-        return newest
+        if self._step is None:
+            return steps[-1]
+        if self._step not in steps:
+            there = ", ".join(map(str, steps))
+            raise InputError(f"--step: expected a checkpoint of {self.path}, which has {there}, found {self._step}")
+        return self._step
 
     @functools.cached_property
     def checkpoint(self) -> Manifest:

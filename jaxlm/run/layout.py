@@ -72,10 +72,17 @@ class Layout:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. The lock goes with the process, however it ends.
 
-        Raises InputError where another process holds it.
+        Raises InputError where another process holds it, or the directory cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: expected a directory that this process can write, found: {error.strerror}; "
+                "choose another with --out"
+            ) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

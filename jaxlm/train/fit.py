@@ -95,6 +95,9 @@ def _sizes(parts: Parts, mesh: Mesh) -> Iterator[str]:
     yield f"training   {cfg.train.steps:,} steps x {cfg.tokens_per_step:,} tokens = {epochs:.2f} epochs"
     device = mesh.devices.flat[0]
     yield f"devices    {mesh.size} x {device.device_kind} ({device.platform}), rules {cfg.mesh.rules}"
+    if mesh.size > 1:
+        for path, dims, shape, layout, size in rules(cfg).table(named_leaves(param_specs(cfg.model)), cfg.mesh):
+            yield f"  {path:<18}{dims:<5}{shape:<20}{layout:<18}{size:>15,} B"
 
 
 def _require_whole(run: Run) -> None:

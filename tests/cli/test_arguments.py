@@ -1,0 +1,68 @@
+"""The words of a command line in two: the verb's own, and the fields of the config."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.cli import eval as eval_verb
+from jaxlm.cli import train
+from jaxlm.cli.arguments import UsageError, parse, split
+from jaxlm.config.overrides import field_types
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "ours"),
+    [
+        ("a --train.steps 5 b", "a b", "--train.steps 5"),
+        ("--train.steps=5 b", "b", "--train.steps=5"),
+        ("--model.qk-norm b", "b", "--model.qk-norm"),
+        ("--model.qk-norm True b", "b", "--model.qk-norm True"),
+        ("--no-model.qk-norm b", "b", "--no-model.qk-norm"),
+        ("--data.source x y --out o", "--out o", "--data.source x y"),
+        ("--train.seed -1 b", "b", "--train.seed -1"),
+        ("--train.precision float16 b", "b", "--train.precision float16"),
+        ("--model.nope 4 b --json", "b --json", "--model.nope 4"),
+        ("--name n b", "b", "--name n"),
+    ],
+)
+def test_a_field_takes_as_many_words_as_its_type_can_hold(words, own, ours):
+    assert split(words.split(), field_types()) == (own.split(), ours.split())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["a", "--out", "--train.steps", "5", "--data.source", "--json", "--x.y", "--a=b", "True"])))
+def test_no_word_is_lost_or_doubled_and_order_is_kept(words):
+    own, ours = split(words, field_types())
+    rest = iter(words)
+    assert sorted(own + ours) == sorted(words)
+    assert all(word in rest for word in own)
+
+
+def test_options_and_fields_may_stand_in_any_order():
+    words = ["--train.steps", "5", "c.py", "--json", "--out", "o", "--model.n-layers=2"]
+    for turned in (
+        words,
+        [*words[2:], *words[:2]],
+        ["--out", "o", "--json", "--train.steps", "5", "--model.n-layers=2", "c.py"],
+    ):
+        args = parse("train", train, turned)
+        assert (args.config, args.out, args.json) == ("c.py", "o", True)
+        assert sorted(args.overrides) == ["--model.n-layers=2", "--train.steps", "5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["r", "--train.steps", "3"], "--train.steps: expected a field"),
+        (["r", "--eval.seed", "1", "--eval.seed", "2"], "--eval.seed: expected once"),
+        (["r", "--ste", "3"], "the nearest is --step"),
+        (["--step", "1.5", "r"], "--step: expected an integer, found '1.5'"),
+        (["r", "s"], "s: expected nothing more"),
+        ([], "required: run"),
+    ],
+)
+def test_mistakes_are_usage_errors(words, message):
+    with pytest.raises(UsageError if "field" not in message and "once" not in message else ValueError, match=message):
+        parse("eval", eval_verb, words)

@@ -1,0 +1,105 @@
+"""`jaxlm train`: new runs, the rest of a run, the same run again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+
+from jaxlm.cli.main import main
+from jaxlm.cli.train import beside
+from jaxlm.config.load import read_resolved, resolved_json
+from jaxlm.run import Run
+
+from .conftest import CONFIG, Said, listing
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """A run of six steps that the command line made: its path, and what was said."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "template.json").write_bytes(resolved_json(config))
+    (place / "mine.py").write_text(CONFIG)
+    out = io.StringIO()
+    with contextlib.chdir(place), contextlib.redirect_stdout(out):
+        status = main(["train", "--train.steps", "6", "mine.py", "--json", "--name", "mine"])
+    return place / "runs" / "mine", Said(status, out.getvalue(), "")
+
+
+def test_a_run_goes_where_its_name_says_and_is_what_the_config_says(trained):
+    path, said = trained
+    body = said.json()
+    assert said.status == 0
+    assert (body["run"], body["step"], body["steps"]) == ("runs/mine", 6, 6)
+    run = Run.load(path)
+    assert body["fingerprint"] == run.manifest.fingerprint
+    assert body["loss"] == run.telemetry()[-1]["loss"]
+    assert body["validation"] == run.telemetry()[-1]["validation"]
+    assert run.config.train.steps == 6
+    assert run.config.checkpoint.every == 4
+
+
+def test_a_finished_run_is_left_as_it_is_and_other_numbers_are_refused_by_name(trained, cli):
+    run, _ = trained
+    before = listing(run)
+    for words in ((), ("--watch.print-every", "7")):
+        again = cli("train", run, *words)
+        assert again.status == 0
+        assert "nothing is left to train" in again.out
+        assert listing(run) == before
+    other = cli("train", run, "--optim.lr", "1.0")
+    assert other.status == 2
+    assert "--optim.lr: 0.003 there, 1.0 here" in other.err
+    assert listing(run) == before
+
+
+def test_the_resolved_config_of_a_run_gives_the_same_run_beside_it(trained, cli):
+    run, first = trained
+    before = listing(run)
+    said = cli("train", run / "resolved.json", "--json")
+    assert said.json()["run"] == str(run.with_name("mine-2"))
+    assert listing(run) == before
+    again = listing(run.with_name("mine-2"))
+    for name in ("telemetry.jsonl", "tokenizer/bpe.json", "data/manifest.json", "checkpoints/00000006/state/params.embed/0.0"):
+        assert again[name] == before[name]
+    assert said.json()["fingerprint"] == first.json()["fingerprint"]
+
+
+def test_the_first_free_name_beside_a_run_is_taken(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert beside(tmp_path / "a") == tmp_path / "a-2"
+    (tmp_path / "a-2").mkdir()
+    assert beside(tmp_path / "a") == tmp_path / "a-3"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("nowhere.py",), ["nowhere.py", "configs/tiny.py"]),
+        (("../folder",), ["folder", "resolved.json"]),
+        (("../folder/notes.txt",), ["notes.txt", ".py"]),
+        (("../folder/broken.py",), ["broken.py, line 1", "ZeroDivisionError"]),
+        (("../folder/none.py",), ["none.py", "config()"]),
+        (("tiny", "--train.steps", "0"), ["--train.steps", ">= 1"]),
+        (("tiny", "--train.steps", "1", "--train.steps", "2"), ["--train.steps", "once"]),
+        (("tiny", "--data.path", "nowhere"), ["--tokenizer.path"]),
+        (("tiny", "--mesh.data", "16", "--train.batch-size", "16"), ["--mesh.data", "16"]),
+    ],
+)
+def test_configs_that_cannot_be_are_named_and_nothing_is_created(cli, tmp_path, words, names):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, text in {"notes.txt": "", "broken.py": "1 / 0", "none.py": "x = 1"}.items():
+        (folder / name).write_text(text)
+    said = cli("train", *words)
+    assert said.status == 2
+    assert said.err.count("\n") == 1
+    assert all(name in said.err for name in names), said.err
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_config_read_back_is_the_one_that_was_given(trained, config):
+    resolved = read_resolved(trained[0] / "resolved.json")
+    assert resolved.optim == config.optim
+    assert resolved.data == config.data
