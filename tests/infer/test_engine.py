@@ -249,5 +249,5 @@ def test_the_engine_of_a_run_refuses_another_tokenizer_of_equal_size(run_copy):
     shutil.rmtree(run_copy / "tokenizer")
     other.save(run_copy / "tokenizer")
     assert other.fingerprint != mine.fingerprint
-    with pytest.raises(ContractError, match=r"differ in parents.*Use the tokenizer"):
+    with pytest.raises(ContractError, match=f"expected tokenizer {mine.fingerprint}, found tokenizer {other.fingerprint}"):
         Engine.of(Run.load(run_copy))
