@@ -1,7 +1,17 @@
 """Attention kernels and their oracles. Imports jax only."""
 
-from pallas_kernels.attention import attention
+from pallas_kernels.attention import attention, attention_path
 from pallas_kernels.ranges import KeyRanges, causal, decode, packed
-from pallas_kernels.reference import attention_float64, attention_reference
+from pallas_kernels.reference import attention_float64, attention_reference, matmul_precision
 
-__all__ = ["KeyRanges", "attention", "attention_float64", "attention_reference", "causal", "decode", "packed"]
+__all__ = [
+    "KeyRanges",
+    "attention",
+    "attention_float64",
+    "attention_path",
+    "attention_reference",
+    "causal",
+    "decode",
+    "matmul_precision",
+    "packed",
+]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ranges import KeyRanges
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import MASKED, matmul_precision
 
 
 def attention(
@@ -54,6 +54,11 @@ def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
 _attention.defvjp(_forward, _backward)
 
 
+def attention_path(platform: str) -> str:
+    """Which computation `attention` is on a platform, in words; runs record it, since the order of sums differs."""
+    return "xla, rows in sequence" if platform == "cpu" else "xla, rows at once"
+
+
 def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
     """`row` on every element of the leading axis B: in sequence on a CPU, vectorised elsewhere."""
     return jax.lax.platform_dependent(
@@ -77,9 +82,14 @@ def _ungrouped(x: jax.Array, T: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(K, G, T, *x.shape[2:]), 2, 0).reshape(T, K * G, *x.shape[2:])
 
 
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product, summed and returned in float32."""
+    return jnp.einsum(equation, a, b, precision=matmul_precision(a, b), preferred_element_type=jnp.float32)
+
+
 def _scores(q: jax.Array, k_KSH: jax.Array, start_T: jax.Array, end_T: jax.Array, softcap: float) -> tuple:
     """Scores [K, G * T, S] in float32 after the softcap, and which of them count, [1, G * T, S]."""
-    scores = jnp.einsum("KRH,KSH->KRS", q, k_KSH, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = _product("KRH,KSH->KRS", q, k_KSH) * q.shape[-1] ** -0.5
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     s = jnp.arange(k_KSH.shape[1], dtype=jnp.int32)[None, :]
@@ -99,7 +109,7 @@ def _forward_row(
     total = jnp.sum(weights, axis=-1, keepdims=True)
     empty = total == 0.0
     safe = jnp.where(empty, 1.0, total)
-    out = jnp.einsum("KRS,KSH->KRH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / safe
+    out = _product("KRS,KSH->KRH", weights.astype(v.dtype), v) / safe
     lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
     return _ungrouped(out.astype(v.dtype), T), _ungrouped(lse, T)
 
@@ -122,16 +132,15 @@ def _backward_row(
     q, d_out = _grouped(q_TNH, K), _grouped(d_out_TNH, K)
     scores, seen = _scores(q, k, start_T, end_T, softcap)
     weights = jnp.where(seen, jnp.exp(scores - _grouped(lse_TN, K)[..., None]), 0.0)
-    wide = {"preferred_element_type": jnp.float32}
-    d_v = jnp.einsum("KRS,KRH->KSH", weights.astype(v.dtype), d_out, **wide)
-    d_weights = jnp.einsum("KRH,KSH->KRS", d_out, v, **wide)
+    d_v = _product("KRS,KRH->KSH", weights.astype(v.dtype), d_out)
+    d_weights = _product("KRH,KSH->KRS", d_out, v)
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     mean = jnp.sum(out_TNH.astype(jnp.float32) * d_out_TNH.astype(jnp.float32), axis=-1) - d_lse_TN
     d_scores = weights * (d_weights - _grouped(mean, K)[..., None])
     if softcap:
         d_scores = jnp.where(seen, d_scores * (1.0 - jnp.square(scores / softcap)), 0.0)
     d_scores = (d_scores * scale).astype(q.dtype)
-    d_q = jnp.einsum("KRS,KSH->KRH", d_scores, k, **wide)
-    d_k = jnp.einsum("KRS,KRH->KSH", d_scores, q, **wide)
+    d_q = _product("KRS,KSH->KRH", d_scores, k)
+    d_k = _product("KRS,KRH->KSH", d_scores, q)
     d_q_TNH = _ungrouped(d_q.astype(q.dtype), T)
     return d_q_TNH, jnp.moveaxis(d_k, 0, 1).astype(k.dtype), jnp.moveaxis(d_v, 0, 1).astype(v.dtype)

@@ -5,6 +5,8 @@ Axes: B batch, T query, S key, N query head, K key/value head, G query heads per
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,11 @@ from pallas_kernels.ranges import KeyRanges
 
 # Finite, so that a row without keys gives exp(0) and not NaN; the row is zeroed afterwards.
 MASKED = -1e30
+
+
+def matmul_precision(*operands: jax.Array) -> jax.lax.Precision | None:
+    """Full precision where all operands are float32, which accelerators otherwise round to TF32 or bfloat16 without a word."""
+    return jax.lax.Precision.HIGHEST if all(x.dtype == jnp.float32 for x in operands) else None
 
 
 def attention_reference(
@@ -28,7 +35,8 @@ def attention_reference(
     S, K = k_BSKH.shape[1:3]
     G = N // K
     q_BTKGH = q_BTNH.reshape(B, T, K, G, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
+    product = functools.partial(jnp.einsum, precision=matmul_precision(q_BTNH, k_BSKH, v_BSKH))
+    scores = product("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     seen_BTS = ranges.mask(S)
@@ -39,7 +47,7 @@ def attention_reference(
     empty = total == 0.0
     safe = jnp.where(empty, 1.0, total)
     weights = (weights / safe).astype(v_BSKH.dtype)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+    out = product("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
     lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
     return out, jnp.transpose(lse, (0, 3, 1, 2)).reshape(B, T, N)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from pallas_kernels import attention_path
+
 PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "numpy")
 
 # Settings of jax that change numbers, however they were set (environment variable, `jax.config`, a context).
@@ -51,6 +53,9 @@ def environment(*, mesh_shape: Mapping[str, int], grad_accum: int, precision: st
     found["xla_flags"] = _xla_flags(os.environ.get("XLA_FLAGS", ""))
     found["variables"] = {name: os.environ.get(name) for name in VARIABLES}
     found["platform"] = device.platform
+    # On a GPU the gradient of the embedding is a sum in any order, unless the compiler is told otherwise.
+    found["deterministic"] = device.platform != "gpu" or "--xla_gpu_deterministic_ops=true" in found["xla_flags"]
+    found["attention"] = attention_path(device.platform)
     found["device_kind"] = device.device_kind
     found["device_count"] = jax.device_count()
     found["process_count"] = jax.process_count()

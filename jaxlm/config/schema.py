@@ -36,7 +36,9 @@ class TokenizerConfig(Section):
     """Byte-level BPE: an existing tokenizer, or how to train one."""
 
     section: ClassVar[str] = "tokenizer"
-    path: str = ""  # directory of an existing tokenizer; empty: train one on the data's source
+    path: str = runtime(
+        ""
+    )  # directory of an existing tokenizer (its fingerprint is the run's parent); empty: train one on the data's source
     vocab_size: int = 4096  # tokens in all: 256 bytes, the merges, the special tokens
     pattern: Literal["gpt2", "cl100k"] = "gpt2"  # pre-token pattern
     ties: Literal["bytes", "ids"] = "bytes"  # between equally frequent pairs: greatest byte strings, or smallest ids
@@ -45,7 +47,8 @@ class TokenizerConfig(Section):
 
     def _judge(self) -> None:
         self.require(len(self.special_tokens) > 0, "special_tokens", "at least one, which opens and closes documents")
-        self.require(all(self.special_tokens), "special_tokens", "no empty string")
+        well_formed = all(len(t.encode(errors="surrogatepass")) > 1 and t.isprintable() for t in self.special_tokens)
+        self.require(well_formed, "special_tokens", "printable texts of more than one byte (a byte has an id already)")
         self.require(len(set(self.special_tokens)) == len(self.special_tokens), "special_tokens", "no repetition")
         least = 256 + len(self.special_tokens)
         self.require(self.vocab_size >= least, "vocab_size", f">= {least} (256 bytes and the special tokens)")
@@ -58,7 +61,9 @@ class DataConfig(Section):
 
     section: ClassVar[str] = "data"
     source: tuple[str, ...] = ("stdlib:",)  # files, folders, globs (.txt .md .rst .py .jsonl[.gz|.zst] .parquet), or stdlib:
-    path: str = ""  # directory of existing shards; empty: build them from the source
+    path: str = runtime(
+        ""
+    )  # directory of existing shards (their fingerprint is the run's parent); empty: build them from the source
     text_field: str = "text"  # the field of .jsonl and .parquet that holds the text
     val_fraction: float = 0.02  # share of documents for validation, by the hash of their bytes
     order_seed: int = 0  # seed of the permutation of training rows
@@ -110,7 +115,8 @@ class ModelConfig(Section):
 
     def _judge(self) -> None:
         self.require_at_least(0, "vocab_size", "n_kv_heads", "head_dim", "d_ff", "window")
-        self.require_at_least(1, "d_model", "n_layers", "n_heads", "context_length", "vocab_multiple")
+        self.require_at_least(1, "d_model", "n_layers", "n_heads", "vocab_multiple")
+        self.require_at_least(2, "context_length")
         self.require_at_least(0.0, "norm_eps", "attention_softcap", "logit_softcap")
         self.require(0.0 <= self.dropout < 1.0, "dropout", "a share >= 0 and < 1")
         self.require(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "a number > 0")

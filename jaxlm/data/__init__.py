@@ -3,13 +3,14 @@
 from jaxlm.config.schema import DataConfig
 from jaxlm.data.batches import Batch, batch, batch_crc, validation_batches
 from jaxlm.data.checks import check_batch
-from jaxlm.data.documents import Counts, Document, read_documents
+from jaxlm.data.documents import STDLIB, Counts, Document, read_documents
 from jaxlm.data.order import permute
 from jaxlm.data.prefetch import Prefetcher
 from jaxlm.data.shards import ShardSet, TokenStream, build_shards, open_shards
 from jaxlm.data.split import split_of, training_texts
 
 __all__ = [
+    "STDLIB",
     "Batch",
     "Counts",
     "DataConfig",

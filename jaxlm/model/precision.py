@@ -14,12 +14,13 @@ from flax import struct
 
 @dataclass(frozen=True)
 class Policy:
-    """dtypes by role. param: stored weights and optimizer state; compute: activations and matrix products;
-    accum: sums of gradients over micro-batches; logits: what the loss reads."""
+    """dtypes by role. compute: activations and matrix products; logits: what the loss reads.
 
-    param: str = "float32"
+    Stored weights, optimizer state and the sums of gradients over micro-batches are float32 under every policy; and where
+    activations are float32, so are matrix products, on every device (`pallas_kernels.matmul_precision`).
+    """
+
     compute: str = "float32"
-    accum: str = "float32"
     logits: str = "float32"
 
     @property

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.config.schema import ConfigError, MeshConfig
 from jaxlm.contract import InputError
 from jaxlm.parallel.mesh import MESH_AXES
+from pallas_kernels import matmul_precision
 
 Axes = tuple[str, ...]
 
@@ -95,15 +96,11 @@ class AxisRules:
         """A stored weight in the layout of its use."""
         return weight if _no_mesh() else jax.sharding.reshard(weight, self.used(dims))
 
-    def put(self, x: jax.Array, dims: str) -> jax.Array:
-        """An activation in its layout."""
-        return x if _no_mesh() else jax.sharding.reshard(x, self.activation(dims))
-
     def einsum(self, equation: str, *operands: jax.Array, **options: Any) -> jax.Array:
-        """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow."""
+        """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow; float32 is float32."""
         if not _no_mesh():
             options["out_sharding"] = self.activation(equation.split("->")[1])
-        return jnp.einsum(equation, *operands, **options)
+        return jnp.einsum(equation, *operands, precision=matmul_precision(*operands), **options)
 
     def rows(self, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:
         """Rows of a table (used layout) by id, as an activation [B, T, D]."""

@@ -114,9 +114,12 @@ class Run:
         cfg = self.config.checkpoint
         return CheckpointStore(self.layout.checkpoints, keep_last=cfg.keep_last, keep_best=cfg.keep_best)
 
-    @property
+    @functools.cached_property
     def step(self) -> int:
-        """The step of the checkpoint in use: the newest, unless the run was loaded with another. Raises InputError."""
+        """The step of the checkpoint in use: the newest when first asked for, unless the run was loaded with another.
+
+        Raises InputError where there is none.
+        """
         steps = self.checkpoints.committed()
         if not steps:
             raise InputError(f"{self.path}: expected a checkpoint, found none; `jaxlm train {self.path}` goes on with the run")

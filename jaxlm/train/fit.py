@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxlm.checkpoint import CheckpointStore, differences, environment
 from jaxlm.config.load import config_fingerprint, describe
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import ContractError, FileRecord, InputError, Manifest
+from jaxlm.contract import ContractError, FileRecord, Manifest, check
 from jaxlm.data import Batch, Prefetcher, batch, batch_crc, check_batch
 from jaxlm.model import model_manifest, param_specs
 from jaxlm.model.spec import count_params, named_leaves
@@ -58,7 +58,7 @@ def fit(
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     layout = Layout(Path(out) if out is not None else Path("runs") / cfg.name)
-    cfg = resolve(cfg)
+    cfg = resolve(cfg, layout)
     mesh = make_mesh(cfg.mesh)
     rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
     with layout.locked():
@@ -72,12 +72,12 @@ def fit(
                 session = _Session(parts, layout, mesh, say, allow_older)
                 with session.telemetry, session.events, session.store:
                     session.train()
-        except InputError:
-            if new and not layout.manifest.is_file():
+        except Exception:
+            if new:
                 forget(layout)
             raise
     if session.stop.signal is signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"`jaxlm train {layout.path}` goes on")
     return Run.load(layout.path)
 
 
@@ -100,9 +100,13 @@ def _sizes(parts: Parts, mesh: Mesh) -> Iterator[str]:
             yield f"  {path:<18}{dims:<5}{shape:<20}{layout:<18}{size:>15,} B"
 
 
-def _require_whole(run: Run) -> None:
-    """Raise ContractError where tokenizer, data, model and run do not agree: loading the data compares them all."""
-    assert run.data.manifest.fingerprint == run.manifest.parents["data"]
+def _log(path: Path, keep: Mark | None, expected: str) -> ChainedLog:
+    """The log at `path`, opened to go on. Raises ContractError where it is damaged."""
+    try:
+        return ChainedLog(path, keep=keep)
+    except ValueError as error:
+        remedy = "Restore it from a copy, or start a new run."
+        raise ContractError("telemetry", artifact=path, expected=expected, found=str(error), remedy=remedy) from None
 
 
 class _Session:
@@ -121,20 +125,26 @@ class _Session:
         )
         self.stop = StopRequest()
         self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
+        self.differing: list[str] = []
         if self.manifest is not None:
-            _require_whole(Run.load(layout.path))
+            self._require_same_parts(self.manifest)
         self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
-        self.events = ChainedLog(layout.events)
-        try:
-            self.telemetry = ChainedLog(layout.telemetry, keep=mark)
-        except ValueError as error:
+        self.events = _log(layout.events, None, "a whole log")
+        self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
+
+    def _require_same_parts(self, manifest: Manifest) -> None:
+        """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
+        for part in (self.parts.tokenizer.manifest, self.parts.data.manifest):
+            check(part, manifest)
+        recorded = Manifest.from_json(manifest.facts["model"], artifact=self.layout.manifest)
+        if recorded.fingerprint != self.model.fingerprint:
             raise ContractError(
-                "telemetry",
-                artifact=layout.telemetry,
-                expected=f"the {mark.lines} lines that the checkpoint has seen",
-                found=str(error),
-                remedy="Restore it from a copy, or start a new run.",
-            ) from None
+                "model",
+                artifact=self.layout.manifest,
+                expected=f"model {recorded.fingerprint}",
+                found=f"model {self.model.fingerprint}",
+                remedy="Use the version of jaxlm that the run was made with.",
+            )
 
     # ---- before the first step -----------------------------------------------------------------------------------
 
@@ -148,6 +158,9 @@ class _Session:
         self.say(f"resuming at step {manifest.facts['step']} from {self.store.path(manifest.facts['step'])}")
         for line in self.differing:
             self.say(f"  another environment, so equal bits are not promised: {line}")
+        if not self.environment["deterministic"]:
+            self.say("  sums of this device come in any order, so equal bits are not promised; set")
+            self.say("  XLA_FLAGS=--xla_gpu_deterministic_ops=true from the first step on")
         return state, Mark(**manifest.facts["telemetry"])
 
     def batch(self, step: int) -> Batch:
@@ -199,7 +212,7 @@ class _Session:
         if step >= cfg.train.steps:
             self.say(f"{self.layout.path} has its {cfg.train.steps} steps; nothing is left to train")
             return
-        self.event("start", step=step, environment=self.environment, differing=getattr(self, "differing", []))
+        self.event("start", step=step, environment=self.environment, differing=self.differing)
         with self.stop:
             probes = self.probe()
             if self.manifest is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -10,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlm.config.load import config_fingerprint, differing_fields, read_resolved, resolved_json
-from jaxlm.config.schema import ConfigError, RunConfig
+from jaxlm.config.schema import ConfigError, RunConfig, numbers
 from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
-from jaxlm.data import ShardSet, build_shards, open_shards, training_texts
+from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, training_texts
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
 from jaxlm.watch import duration
 
 Say = Callable[[str], None]
+LEFTOVER = re.compile(r"\.(tokenizer|data|manifest\.json|resolved\.json|telemetry\.jsonl|events\.jsonl)\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,27 @@ class Parts:
     data: ShardSet
 
 
-def resolve(cfg: RunConfig) -> RunConfig:
-    """The config with the vocabulary that its tokenizer gives, and absolute paths of existing artifacts.
+def resolve(cfg: RunConfig, layout: Layout) -> RunConfig:
+    """The config with the vocabulary that its tokenizer gives (the run's own copy, where it has one) and absolute paths.
 
     Raises ConfigError where the model asks for another vocabulary, or shards are named without their tokenizer.
     """
     vocab_size = cfg.tokenizer.vocab_size
     if cfg.tokenizer.path:
-        vocab_size = Tokenizer.load(cfg.tokenizer.path).vocab_size
+        own = layout.resolved.is_file() and layout.tokenizer.is_dir()
+        vocab_size = Tokenizer.load(layout.tokenizer if own else cfg.tokenizer.path).vocab_size
     elif cfg.data.path:
         raise ConfigError("tokenizer.path", "the tokenizer that --data.path was made with", "")
     if cfg.model.vocab_size not in (0, vocab_size):
         raise ConfigError("model.vocab_size", f"0, or the tokenizer's {vocab_size}", cfg.model.vocab_size)
 
     def absolute(path: str) -> str:
-        return str(Path(path).absolute()) if path else ""
+        return os.path.abspath(path) if path and path != STDLIB else path
 
     return dataclasses.replace(
         cfg,
         tokenizer=dataclasses.replace(cfg.tokenizer, path=absolute(cfg.tokenizer.path)),
-        data=dataclasses.replace(cfg.data, path=absolute(cfg.data.path)),
+        data=dataclasses.replace(cfg.data, path=absolute(cfg.data.path), source=tuple(map(absolute, cfg.data.source))),
         model=dataclasses.replace(cfg.model, vocab_size=vocab_size),
     )
 
@@ -56,20 +60,34 @@ def resolve(cfg: RunConfig) -> RunConfig:
 def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
     """Write `resolved.json` into a new run, or compare with the one that is there. Returns the config to go on with.
 
-    cfg: resolved. Fields that change no number are taken from `cfg`, so that a resumed run may print more often.
-    What a killed process left half-written is removed. Raises InputError naming every field that differs: a run is never
-    continued with other numbers.
+    cfg: resolved. Fields that change no number are taken from `cfg`, so that a resumed run may print more often. A run that
+    has not begun to train takes another config, and keeps tokenizer and data where their fields are the same. What a killed
+    process left half-written is removed.
+    Raises InputError naming every field that differs: a run that has begun is never continued with other numbers.
     """
-    _remove(layout.path.glob(".*.tmp"))
-    if layout.resolved.is_file():
-        recorded = read_resolved(layout.resolved)
-        if config_fingerprint(recorded) != config_fingerprint(cfg):
-            fields = "; ".join(differing_fields(recorded, cfg))
-            raise InputError(
-                f"{layout.path}: expected the config that this run was made with, found another: {fields}. "
-                "Choose another directory with --out, or resume it unchanged with `jaxlm train " + str(layout.path) + "`"
-            )
+    if not layout.resolved.is_file():
+        _require_free(layout)
+        write_atomic(layout.resolved, resolved_json(cfg))
+        return cfg
+    _remove(path for path in layout.path.glob(".*.tmp") if LEFTOVER.fullmatch(path.name))
+    recorded = read_resolved(layout.resolved)
+    if config_fingerprint(recorded) == config_fingerprint(cfg):
         return dataclasses.replace(cfg, name=recorded.name)
+    if layout.manifest.is_file() or layout.checkpoints.exists():
+        raise InputError(
+            f"{layout.path}: expected the config that this run was made with, found another: "
+            f"{'; '.join(differing_fields(recorded, cfg))}. "
+            f"Choose another directory with --out, or resume it unchanged with `jaxlm train {layout.path}`"
+        )
+    parts = ("tokenizer", "data")
+    if any(numbers(getattr(recorded, part)) != numbers(getattr(cfg, part)) for part in parts):
+        _remove(path for path in (layout.tokenizer, layout.path / "data") if path.exists())
+    write_atomic(layout.resolved, resolved_json(cfg))
+    return cfg
+
+
+def _require_free(layout: Layout) -> None:
+    """Raise ContractError where a run lost its config, InputError where the directory holds anything else."""
     if layout.manifest.is_file():
         raise ContractError(
             "run",
@@ -78,19 +96,20 @@ def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
             found="no such file",
             remedy="Restore it from a copy.",
         )
-    others = [p.name for p in layout.path.iterdir() if not p.name.startswith(".")]
+    others = [p.name for p in layout.path.iterdir() if p.name != ".lock"]
     if others:
+        (layout.path / ".lock").unlink(missing_ok=True)
         raise InputError(
             f"{layout.path}: expected a run or an empty directory, found {', '.join(sorted(others)[:3])}; "
             "choose another with --out"
         )
-    write_atomic(layout.resolved, resolved_json(cfg))
-    return cfg
 
 
 def forget(layout: Layout) -> None:
-    """Take a new run back, before its first step: a mistake in its config shall not stand in the way of the mended one."""
-    made = (layout.resolved, layout.tokenizer, layout.path / "data", layout.telemetry, layout.events, layout.path / ".lock")
+    """Take a new run back as long as it holds nothing but its config: a mistake leaves nothing behind."""
+    if layout.tokenizer.exists() or layout.manifest.exists():
+        return
+    made = (layout.resolved, layout.telemetry, layout.events, layout.path / ".lock")
     _remove(path for path in made if path.exists())
     if not any(layout.path.iterdir()):
         layout.path.rmdir()

@@ -128,26 +128,93 @@ def test_a_reproduction_compares_tokenizer_and_data_with_the_original(finished, 
         fit(replaced(tiny_config(), "data", max_bytes=190_000), out=tmp_path / "other", like=original, say=quiet)
 
 
-def test_a_mistake_leaves_nothing_and_the_mended_config_can_follow(config, tmp_path):
+@pytest.fixture
+def small(config, tmp_path):
+    """A config on a corpus of its own, of a few rows."""
     text = tmp_path / "corpus.jsonl"
     lines = [json.dumps({"text": f"{word} and some more words, so that merges are found {word} {word}"}) for word in range(40)]
     text.write_text("\n".join(lines))
-    small = dataclasses.replace(
-        config,
-        tokenizer=schema.TokenizerConfig(vocab_size=260),
-        data=schema.DataConfig(source=(str(text),), val_fraction=0.2),
-    )
+    data = schema.DataConfig(source=(str(text),), val_fraction=0.2)
+    return dataclasses.replace(replaced(config, "train", steps=4), tokenizer=schema.TokenizerConfig(vocab_size=260), data=data)
+
+
+def test_a_mistake_before_the_first_step_does_not_stand_in_the_way_of_the_mended_config(small, tmp_path):
+    out = tmp_path / "run"
     with pytest.raises(InputError, match=r"--train.batch-size: expected at most the \d+ rows"):
-        fit(replaced(small, "train", batch_size=2000), out=tmp_path / "run", say=quiet)
-    assert not (tmp_path / "run").exists()
-    fit(replaced(small, "train", steps=4), out=tmp_path / "run", say=quiet)
+        fit(replaced(small, "train", batch_size=2000), out=out, say=quiet)
+    tokenizer = (out / "tokenizer" / "bpe.json").stat()
+    assert not (out / "manifest.json").exists()
+    run = fit(small, out=out, say=quiet)
+    assert run.config.train.batch_size == 4
+    assert (out / "tokenizer" / "bpe.json").stat() == tokenizer  # what was made is not made again
+    assert [finding for finding in audit(out) if not finding.kept] == []
+
+
+def test_other_data_before_the_first_step_makes_tokenizer_and_data_anew(small, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="--train.batch-size"):
+        fit(replaced(small, "train", batch_size=2000), out=out, say=quiet)
+    run = fit(replaced(small, "tokenizer", vocab_size=258), out=out, say=quiet)
+    assert run.tokenizer.vocab_size == 258
+    assert run.data.manifest.facts["vocab_size"] == 258
+
+
+def test_a_mistake_before_anything_was_made_leaves_nothing(small, tmp_path):
+    for wrong in (replaced(small, "data", source=("nowhere.txt",)), replaced(small, "tokenizer", vocab_size=5000)):
+        with pytest.raises(InputError):
+            fit(wrong, out=tmp_path / "run", say=quiet)
+        assert not (tmp_path / "run").exists()
+
+
+def test_sources_are_found_again_from_another_directory(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(replaced(small, "data", source=("corpus.jsonl",)), out="run", say=quiet)
+    assert run.config.data.source == (str(tmp_path / "corpus.jsonl"),)
+
+
+def test_a_run_goes_on_without_the_tokenizer_that_it_was_given(small, tmp_path):
+    given = fit(small, out=tmp_path / "first", say=quiet).path / "tokenizer"
+    cfg = dataclasses.replace(small, tokenizer=schema.TokenizerConfig(path=str(given)))
+    run = fit(cfg, out=tmp_path / "second", say=quiet)
+    shutil.rmtree(tmp_path / "first")
+    shutil.rmtree(run.path / "checkpoints" / "00000004")
+    assert fit(cfg, out=run.path, say=quiet).step == 4
+
+
+def test_an_event_log_with_a_changed_line_stops_the_resume(halted, config):
+    path = halted / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"probes"', b'"proves"', 1))
+    before = path.read_bytes()
+    with pytest.raises(ContractError, match=r"events.jsonl.*a whole log"):
+        fit(config, out=halted, say=quiet)
+    assert path.read_bytes() == before
+
+
+def test_the_step_of_an_opened_run_stays_when_a_newer_checkpoint_comes(finished, run_copy):
+    newest = run_copy / "checkpoints" / f"{STEPS:08d}"
+    shutil.rmtree(newest)
+    run = Run.load(run_copy)
+    assert run.step == 8
+    shutil.copytree(finished / "checkpoints" / newest.name, newest)
+    assert run.step == run.checkpoint.facts["step"] == 8
+
+
+def test_a_gpu_without_deterministic_sums_promises_no_equal_bits(halted, config, monkeypatch):
+    loop = importlib.import_module("jaxlm.train.fit")
+    real = loop.environment
+    monkeypatch.setattr(loop, "environment", lambda **k: {**real(**k), "deterministic": False})
+    said = []
+    fit(config, out=halted, say=said.append)
+    assert any("xla_gpu_deterministic_ops" in line for line in said)
 
 
 def test_a_directory_that_is_no_run_is_left_alone(config, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"expected a run or an empty directory, found notes.txt"):
+    kept = [tmp_path / name for name in ("notes.txt", ".mine.tmp", ".tokenizer.12345678.tmp")]
+    for path in kept:
+        path.write_text("mine")
+    with pytest.raises(InputError, match=r"expected a run or an empty directory, found"):
         fit(config, out=tmp_path, say=quiet)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_a_run_that_diverges_stops_with_its_last_durable_step_and_finite_parameters(config, tmp_path):
