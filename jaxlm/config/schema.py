@@ -36,9 +36,7 @@ class TokenizerConfig(Section):
     """Byte-level BPE: an existing tokenizer, or how to train one."""
 
     section: ClassVar[str] = "tokenizer"
-    path: str = runtime(
-        ""
-    )  # directory of an existing tokenizer (its fingerprint is the run's parent); empty: train one on the data's source
+    path: str = runtime("")  # directory of an existing tokenizer; empty: train one on the data's source
     vocab_size: int = 4096  # tokens in all: 256 bytes, the merges, the special tokens
     pattern: Literal["gpt2", "cl100k"] = "gpt2"  # pre-token pattern
     ties: Literal["bytes", "ids"] = "bytes"  # between equally frequent pairs: greatest byte strings, or smallest ids
@@ -61,9 +59,7 @@ class DataConfig(Section):
 
     section: ClassVar[str] = "data"
     source: tuple[str, ...] = ("stdlib:",)  # files, folders, globs (.txt .md .rst .py .jsonl[.gz|.zst] .parquet), or stdlib:
-    path: str = runtime(
-        ""
-    )  # directory of existing shards (their fingerprint is the run's parent); empty: build them from the source
+    path: str = runtime("")  # directory of existing shards; empty: build them from the source
     text_field: str = "text"  # the field of .jsonl and .parquet that holds the text
     val_fraction: float = 0.02  # share of documents for validation, by the hash of their bytes
     order_seed: int = 0  # seed of the permutation of training rows

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config.schema import DataConfig
-from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, new_artifact
+from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, naming, new_artifact
 from jaxlm.data.documents import Counts, read_documents
 from jaxlm.data.split import RULE, SPLITS, split_of
 from jaxlm.tokenizer import Tokenizer
@@ -86,13 +86,16 @@ class _Writer:
         self.starts, self.max_id, self.bytes = [0], -1, 0
         self.sizes: list[int] = []
         self._file: Any = None
+        self._path = directory
 
     def add(self, ids: np.ndarray, size: int) -> None:
         if self._file is None or (self.sizes[-1] and self.sizes[-1] + len(ids) > self.limit):
             self.close()
-            self._file = open(self.directory / f"{self.split}-{len(self.sizes):05d}.bin", "wb")
+            self._path = self.directory / f"{self.split}-{len(self.sizes):05d}.bin"
+            self._file = open(self._path, "wb")
             self.sizes.append(0)
-        self._file.write(ids.astype(self.dtype).tobytes())
+        with naming(self._path):
+            self._file.write(ids.astype(self.dtype).tobytes())
         self.sizes[-1] += len(ids)
         self.starts.append(self.starts[-1] + len(ids))
         self.max_id = max(self.max_id, int(ids.max()))
@@ -100,7 +103,8 @@ class _Writer:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
     def facts(self) -> dict[str, Any]:
         shards = {f"{self.split}-{i:05d}.bin": size for i, size in enumerate(self.sizes)}
@@ -134,7 +138,9 @@ def build_shards(
                     f"--data.val-fraction: expected documents in both splits, found all {counts.documents} in the other than "
                     f"{split} at {cfg.val_fraction}; give more documents, or another share"
                 )
-            (temporary / f"{split}.index.bin").write_bytes(np.asarray(writer.starts, "<i8").tobytes())
+            with naming(temporary / f"{split}.index.bin") as index:
+                index.write_bytes(np.asarray(writer.starts, "<i8").tobytes())
+        read = counts.facts()
         facts = {
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_probe_sha256": tokenizer.manifest.facts["probe_sha256"],
@@ -147,12 +153,13 @@ def build_shards(
             "order_seed": cfg.order_seed,
             "packing_rule": PACKING_RULE,
             "loss_mask_rule": LOSS_MASK_RULE,
-            "sources": list(cfg.source),
-            "curation": counts.facts(),
+            "curation": {name: value for name, value in read.items() if name != "by_source"},
             "decontamination": {"method": "none"},
         }
         files = {p.name: FileRecord.of(p) for p in sorted(temporary.iterdir())}
-        Manifest(KIND, facts, {"tokenizer": tokenizer.fingerprint}, files).save(temporary)
+        # Where the text lay is no property of it: the same text read elsewhere gives the same fingerprint.
+        provenance = {"sources": list(cfg.source), "by_source": read["by_source"]}
+        Manifest(KIND, facts, {"tokenizer": tokenizer.fingerprint}, files, provenance).save(temporary)
     return open_shards(directory)
 
 

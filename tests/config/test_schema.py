@@ -31,7 +31,7 @@ SHARE = (nan, -0.1, 1.1, inf)
 IMPOSSIBLE = {
     "name": ("", "  "),
     "tokenizer.vocab_size": (256, 0, -1),
-    "tokenizer.special_tokens": ((), ("",), ("a", ""), ("a", "b", "a")),
+    "tokenizer.special_tokens": ((), ("",), ("<a>", ""), ("<a>", "<b>", "<a>"), ("a",), ("<a>\n",), ("\ud800x",)),
     "tokenizer.train_bytes": AT_LEAST_0,
     "data.source": ((), ("",), ("a", "")),
     "data.text_field": ("",),
@@ -167,9 +167,9 @@ def test_fields_that_depend_on_each_other_are_judged_together():
         ModelConfig(d_model=12, n_heads=6, n_kv_heads=4)
     with pytest.raises(ConfigError, match=r"--train.grad-accum: expected a divisor of --train.batch-size 8, found 3"):
         TrainConfig(batch_size=8, grad_accum=3)
-    TokenizerConfig(vocab_size=258, special_tokens=("a", "b"))
+    TokenizerConfig(vocab_size=258, special_tokens=("<a>", "<b>"))
     with pytest.raises(ConfigError, match=r"--tokenizer.vocab-size: expected >= 258"):
-        TokenizerConfig(vocab_size=257, special_tokens=("a", "b"))
+        TokenizerConfig(vocab_size=257, special_tokens=("<a>", "<b>"))
     RunConfig(optim=OptimConfig(warmup_steps=10), train=TrainConfig(steps=10))
     RunConfig(optim=OptimConfig(schedule="constant", warmup_steps=11), train=TrainConfig(steps=10))
     with pytest.raises(ConfigError, match=r"--optim.warmup-steps: expected at most --train.steps 10, found 11"):
@@ -213,7 +213,7 @@ def test_a_field_enters_the_fingerprint_unless_it_changes_no_number(name):
 
 def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
-        "name", "data.prefetch", "model.scan_layers", "watch.live", "watch.print_every",
+        "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "watch.live", "watch.print_every",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.asynchronous",
         "eval.batch_size", "eval.stride", "eval.max_documents", "eval.resamples", "eval.confidence", "eval.seed",
     ]  # fmt: skip
