@@ -234,35 +234,56 @@ _REBUILD = "Restore it from a copy, or make the artifact again."
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` under a temporary name, flush it to the disk, and rename it to `path`."""
+    """Write `content` under a temporary name, flush it to the disk, and rename it to `path`. An OSError names `path`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Let an OSError of this block name `path`: what fails on an open file names none, and a temporary name means nothing."""
+    try:
+        yield Path(path)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def sync_directory(directory: str | os.PathLike[str]) -> None:
     """Make a rename in `directory` durable."""
     handle = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(directory):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
+def sync_below(root: str | os.PathLike[str]) -> None:
+    """Flush every file and directory below `root` to the disk, so that the rename that commits it comes last there too."""
+    for folder, _, names in os.walk(root, topdown=False):
+        for name in names:
+            sync_directory(Path(folder, name))  # fsync needs no more than a descriptor
+        sync_directory(folder)
+
+
 @contextmanager
 def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary directory beside `directory`, renamed to it when the block ends well and removed when it does not.
+    """A temporary directory beside `directory`, flushed and renamed to it when the block ends well, removed when it does not.
 
-    Raises InputError where `directory` exists and is not empty: an artifact is never written over.
+    Raises InputError where `directory` exists and is not empty: an artifact is never written over. An OSError names the
+    artifact, or the file of it, by the name that it would have had.
     """
     final = Path(directory)
     if not final.name.strip("."):
@@ -274,11 +295,14 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        sync_below(temporary)
         if final.exists():
             final.rmdir()
         os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.filename = str(error.filename or final).replace(str(temporary), str(final))
         raise
     sync_directory(final.parent)
 

@@ -1,6 +1,7 @@
 """Fingerprints, manifests, files against their record, writing whole or not at all."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -258,8 +259,9 @@ def test_an_atomic_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch,
         raise error
 
     monkeypatch.setattr(os, call, failing)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         write_atomic(tmp_path / "x", b"after")
+    assert getattr(caught.value, "filename", None) == (str(tmp_path / "x") if isinstance(error, OSError) else None)
     assert tree(tmp_path) == ["x"]
     assert (tmp_path / "x").read_bytes() == b"before"
 
@@ -275,6 +277,42 @@ def test_an_artifact_whose_making_fails_is_not_there(tmp_path, error, there):
         assert not (final / "half").exists()
         raise error
     assert tree(tmp_path) == ["deep", "deep/artifact"][: 1 + there]
+
+
+@pytest.mark.parametrize(("name", "named"), [(None, "artifact"), ("half", "artifact/half"), ("/elsewhere", "/elsewhere")])
+def test_an_artifact_for_which_there_is_no_room_is_named_by_the_name_that_it_would_have_had(tmp_path, name, named):
+    with pytest.raises(OSError, match="No space left") as caught, new_artifact(tmp_path / "artifact") as temporary:  # noqa: PT012
+        (temporary / "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", *([str(temporary / name)] if name else []))
+    assert caught.value.filename == str(tmp_path / named)
+    assert tree(tmp_path) == []
+
+
+def test_every_file_and_directory_of_an_artifact_is_flushed_before_it_gets_its_name(tmp_path, monkeypatch):
+    flushed, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.stat(handle).st_ino))
+
+    def watched(source, target):
+        assert {os.stat(p).st_ino for p in [source, *source.rglob("*")]} <= set(flushed)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    with new_artifact(tmp_path / "artifact") as temporary:
+        (temporary / "below").mkdir()
+        for name in ("a", "below/b"):
+            (temporary / name).write_bytes(b"x")
+    assert tree(tmp_path) == ["artifact", "artifact/a", "artifact/below", "artifact/below/b"]
+
+
+def test_a_flush_that_fails_leaves_no_artifact_and_names_the_file(tmp_path, monkeypatch):
+    def failing(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error") as caught, new_artifact(tmp_path / "artifact") as temporary:
+        (temporary / "a").write_bytes(b"x")
+    assert caught.value.filename == str(tmp_path / "artifact" / "a")
+    assert tree(tmp_path) == []
 
 
 @pytest.mark.parametrize("there", [False, True])

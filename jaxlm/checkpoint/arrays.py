@@ -95,5 +95,7 @@ def _orbax(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
 
 
 def _without_orbax_noise(record: logging.LogRecord) -> bool:
-    """Drop orbax's warnings about normal events (`Skipping merge of OCDBT checkpoints`); its errors and others' lines pass."""
-    return record.levelno >= logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+    """Drop orbax's warnings about normal events (`Skipping merge of OCDBT checkpoints`) and the tracebacks of errors that it
+    raises as well; its other errors and everybody else's lines pass."""
+    loud = record.levelno >= logging.ERROR and not record.exc_info
+    return loud or f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from jaxlm.checkpoint.arrays import write_arrays
 from jaxlm.checkpoint.leaves import HostLeaf
 from jaxlm.checkpoint.verifying import KIND, STATE, read_leaves
-from jaxlm.contract import Manifest, record_files, sync_directory
+from jaxlm.contract import Manifest, record_files, sync_below
 
 
 class SaveError(RuntimeError):
@@ -59,7 +58,7 @@ class Save:
             for finding in read_leaves(temporary, records)[1]:
                 if not finding.kept:
                     raise finding.error()
-            _sync_below(temporary)
+            sync_below(temporary)
             facts = self.facts | {"leaves": {name: dataclasses.asdict(record) for name, record in records.items()}}
             manifest = Manifest(KIND, facts, self.parents, record_files(temporary), self.provenance)
             manifest.save(temporary)
@@ -67,11 +66,3 @@ class Save:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         return manifest
-
-
-def _sync_below(root: Path) -> None:
-    """Flush every file and directory below `root` to the disk, so that the rename that commits it comes last there too."""
-    for folder, _, names in os.walk(root, topdown=False):
-        for name in names:
-            sync_directory(Path(folder, name))  # fsync needs no more than a descriptor
-        sync_directory(folder)

@@ -317,10 +317,12 @@ class CheckpointStore:
         )
 
     def _with_older(self, damage: ContractError, step: int, steps: list[int]) -> ContractError:
-        """`damage` with the older checkpoint that `--allow-older` would take."""
+        """`damage` with the older checkpoint that `--allow-older`, or `--step`, would take."""
         older = (old for old in reversed(steps) if old < step)
         whole = next((old for old in older if all(finding.kept for finding in self.verify(old))), None)
-        remedy = f"`--allow-older` takes step {whole}" if whole is not None else "No older checkpoint is whole"
+        run = self.directory.parent
+        remedy = f"`jaxlm train {run} --allow-older` takes step {whole}, `--step {whole}` elsewhere"
+        remedy = remedy if whole is not None else "No older checkpoint is whole"
         return ContractError(
             KIND, artifact=damage.artifact, expected=damage.expected, found=damage.found, remedy=f"{remedy}. {damage.remedy}"
         )

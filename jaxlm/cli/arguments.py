@@ -19,6 +19,8 @@ from jaxlm.config.overrides import collect, field_types, nearest
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import InputError
 
+STRICT = "--data.strict"  # `--strict` is short for it
+
 
 class UsageError(InputError):
     """Wrong usage of the command line."""
@@ -60,6 +62,9 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
         if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python holds bytes that are no UTF-8
             raise UsageError(f"{os.fsencode(word)!r}: expected words in UTF-8, found other bytes")
     types, overrides = _fields(module), list[str]()
+    if STRICT.removeprefix("--") in types:
+        parser.add_argument("--strict", action="store_true", help=f"the same as {STRICT}: refuse text that is no UTF-8")
+        words = [STRICT if word == "--strict" else word for word in words]
     if types:
         words, overrides = split(words, types)
         collect(overrides, types)  # a misspelt field is named before anything else that it may have led to

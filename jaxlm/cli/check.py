@@ -1,4 +1,5 @@
-"""Check every contract along the chain of artifacts: kept or broken, both values.
+"""Check every contract along the chain of artifacts, one line each: kept or
+broken, with both values.
 
   jaxlm check runs/quickstart
   jaxlm check runs/quickstart/tokenizer runs/quickstart/data
@@ -42,18 +43,17 @@ def values(finding: Finding) -> str:
 
 
 def lines(finding: Finding, root: Path) -> list[str]:
-    """A finding for a person, its artifact as seen from `root`; on a terminal no line is longer than it is wide."""
+    """A finding for a person in one line, its artifact as seen from `root`; on a terminal wrapped to its width."""
     place = finding.artifact.removeprefix(f"{root}{os.sep}") if finding.artifact != str(root) else "."
     if finding.kept:
-        parts = [f"kept    {finding.contract:<11} {place}: {values(finding)}"]
+        line = f"kept    {finding.contract:<11} {place}: {values(finding)}"
     else:
-        parts = [f"BROKEN  {finding.contract:<11} {place}"]
-        parts += [f"{'':20}expected {short(finding.expected)}", f"{'':20}found    {short(finding.found)}"]
-        parts += [f"{'':20}{finding.remedy}"] if finding.remedy else []
+        line = f"BROKEN  {finding.contract:<11} {place}: expected {short(finding.expected)}; found {short(finding.found)}"
+        line += f". {' '.join(finding.remedy.split())}" if finding.remedy else ""
     if not sys.stdout.isatty():
-        return parts
+        return [line]
     width = max(40, shutil.get_terminal_size().columns)
-    return [line for part in parts for line in textwrap.wrap(part, width, subsequent_indent=" " * 20, **WRAP)]
+    return textwrap.wrap(line, width, subsequent_indent=" " * 20, **WRAP)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

@@ -1,6 +1,7 @@
 """`jaxlm VERB ...`: one thin file a verb, imported only when it is called.
 
-Exit status: 0 done, 1 a contract is broken or a check failed, 2 wrong usage, 3 interrupted and resumable.
+Exit status: 0 done; 1 a contract is broken, a check or a save failed, memory ran out, or nobody reads what is printed;
+2 wrong usage; 3 interrupted and resumable.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
+from typing import NoReturn
 
 import jaxlm
 from jaxlm.cli.arguments import Parser, UsageError, parse
+from jaxlm.cli.failures import RESUMABLE, failure_of
 from jaxlm.cli.output import Output
-from jaxlm.contract import ContractError, InputError
 
 VERBS = {
     "quickstart": "from nothing to a trained, evaluated model that writes, in minutes",
@@ -27,7 +33,6 @@ VERBS = {
     "generate": "continue a prompt with a run",
     "check": "check every contract along the chain of artifacts",
 }
-RESUMABLE = ("train", "quickstart")
 
 
 def _top() -> Parser:
@@ -54,45 +59,61 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _status(words, verb, out)
 
 
+def _called(words: Sequence[str], verb: str, out: Output) -> int:
+    """Call the verb; or show help or version, after which argparse leaves by SystemExit."""
+    if not words or verb in ("-h", "--help", "--version"):
+        _top().parse_args(words or ["--help"])
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
+        hint = f"the nearest is `jaxlm {close[0]}`" if close else f"the verbs are {', '.join(VERBS)}"
+        raise UsageError(f"{verb}: expected a verb, found none of that name; {hint}")
+    module = import_module(f"jaxlm.cli.{verb}")
+    return int(module.run(parse(verb, module, words[1:]), out) or 0)
+
+
 def _status(words: Sequence[str], verb: str, out: Output) -> int:
     try:
-        if not words or verb in ("-h", "--help", "--version"):
-            _top().parse_args(words or ["--help"])
-        if verb not in VERBS:
-            close = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.4)
-            hint = f"the nearest is `jaxlm {close[0]}`" if close else f"the verbs are {', '.join(VERBS)}"
-            raise UsageError(f"{verb}: expected a verb, found none of that name; {hint}")
-        module = import_module(f"jaxlm.cli.{verb}")
-        return int(module.run(parse(verb, module, words[1:]), out) or 0)
-    except SystemExit as leaving:  # --help and --version
-        return int(leaving.code or 0)
-    except KeyboardInterrupt:
-        again = "; the same command goes on from the last checkpoint" if verb in RESUMABLE else ""
-        return _failed(out, "interrupted", f"interrupted{again}", 3)
-    except InputError as error:
-        return _failed(out, "input", str(error), 2)
-    except ContractError as error:
-        return _failed(out, "contract", str(error), 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.filename is None:
+        try:
+            with _terminable(verb, out):
+                status = _called(words, verb, out)
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # nobody reads any more: what was asked for may not have been done
+        _read_no_more()
+        return 1
+    except (KeyboardInterrupt, Exception) as error:
+        if (failure := failure_of(error, verb)) is None:
             raise
-        return _failed(out, "input", f"{error.filename}: expected a path that can be used, found: {error.strerror}", 2)
-    except RuntimeError as error:
-        if not _is_save_error(error):
-            raise
-        return _failed(out, "save", str(error), 1)
+        print(f"jaxlm: {'' if failure.status == 3 else 'error: '}{' '.join(failure.message.split())}", file=sys.stderr)
+        try:
+            out.result({"error": {"kind": failure.kind, "message": failure.message}})
+            sys.stdout.flush()
+        except OSError:  # the disk that is full may be that of the output
+            _read_no_more()
+        return failure.status
 
 
-def _is_save_error(error: Exception) -> bool:
-    """Whether a checkpoint could not be saved, without importing jax to know."""
-    room = sys.modules.get("jaxlm.checkpoint")
-    return room is not None and isinstance(error, room.SaveError)
+@contextmanager
+def _terminable(verb: str, out: Output) -> Iterator[None]:
+    """SIGTERM outside of the steps, which have their own way to stop: what is being made is removed, and the status is 0."""
+    if verb not in RESUMABLE or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        out.warn("jaxlm: stopped by SIGTERM; the same command goes on")
+        out.result({"stopped": "SIGTERM"})
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _failed(out: Output, kind: str, message: str, status: int) -> int:
-    print(f"jaxlm: {'' if kind == 'interrupted' else 'error: '}{' '.join(message.split())}", file=sys.stderr)
-    out.result({"error": {"kind": kind, "message": message}})
-    return status
+def _read_no_more() -> None:
+    """Let standard output go nowhere, so that the interpreter does not fail once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

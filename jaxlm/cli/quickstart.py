@@ -52,9 +52,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         results["status"] = max(results.get("status", 0), status)
         return inner
 
+    config = load_config(CONFIG, args.overrides)
+    half = config.model.context_length // 2
     with stages("train"):
         inner = Part(out)
-        train.train(load_config(CONFIG, args.overrides), where, None, inner)
+        train.train(config, where, None, inner)
     if inner.kept["step"] < inner.kept["steps"]:
         out.result({"run": str(where), "step": inner.kept["step"], "steps": inner.kept["steps"]})
         return 0
@@ -63,9 +65,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     with stages("generate"):
         results["samples"] = []
         for seed, prompt in enumerate(PROMPTS):
+            prompt = prompt[: half - 1]  # a letter is one token at most, and one more begins the document
             out.line(f"-- {prompt!r}")
-            words = [str(where), "--prompt", prompt, "--max-new-tokens", "60", "--seed", str(seed), "--top-p", "0.95"]
-            results["samples"].append(part(generate, words).kept)
+            words = ["--max-new-tokens", str(min(60, half)), "--seed", str(seed), "--top-p", "0.95"]
+            results["samples"].append(part(generate, [str(where), f"--prompt={prompt}", *words]).kept)
     with stages("check"):
         checked = part(check, [str(where), "--quiet"]).kept
         results |= {"kept": len(checked["kept"]), "broken": checked["broken"]}

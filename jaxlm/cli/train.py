@@ -7,7 +7,7 @@
   jaxlm train runs/tiny
       go on from the newest checkpoint
   jaxlm train runs/tiny/resolved.json
-      the same run again, from nothing, beside the first
+      the same run again, from nothing, beside the first (or the rest of it)
 
 SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3.
 """
@@ -15,12 +15,15 @@ SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import re
 from pathlib import Path
 
 from jaxlm.cli.output import Output
-from jaxlm.config.load import load_config
+from jaxlm.config.load import config_fingerprint, load_config, read_resolved
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import InputError
+from jaxlm.contract import ContractError, InputError
 
 SECTIONS, CONFIG = (), ""
 
@@ -45,17 +48,37 @@ def run(args: argparse.Namespace, out: Output) -> int:
     else:
         config = load_config(path, args.overrides)
         if path.suffix == ".json" and where is None:
-            original, where = path.parent, beside(path.parent)
+            original, where = path.parent, beside(path.parent, config)
             out.line(f"the run of {path} again, in {where}")
     return train(config, where, original, out, allow_older=args.allow_older)
 
 
-def beside(path: Path) -> Path:
-    """The first of path-2, path-3, ... that is free."""
-    number = 2
-    while (found := path.with_name(f"{path.absolute().name}-{number}")).exists():
-        number += 1
-    return found
+def beside(path: Path, config: RunConfig) -> Path:
+    """Of path-2, path-3, ...: the last that `config` was begun in, and not ended; else the first that is free."""
+    if path.name in ("", ".."):
+        path = Path(os.path.abspath(path))
+    names = re.compile(re.escape(path.name) + r"-([2-9]|[1-9]\d+)", re.ASCII)
+    numbers = [int(found[1]) for there in path.parent.iterdir() if (found := names.fullmatch(there.name))]
+    for number in sorted(numbers, reverse=True):
+        if _unfinished(begun := path.with_name(f"{path.name}-{number}"), config):
+            return begun
+    return path.with_name(f"{path.name}-{next(free for free in itertools.count(2) if free not in numbers)}")
+
+
+def _unfinished(path: Path, config: RunConfig) -> bool:
+    """Whether `path` is a run of `config` that no process is training and that has steps left."""
+    from jaxlm.checkpoint import CheckpointStore
+    from jaxlm.run import Layout
+
+    layout = Layout(path)
+    try:
+        same = config_fingerprint(read_resolved(layout.resolved)) == config_fingerprint(config)
+    except (InputError, ContractError, OSError):
+        return False
+    if not same or layout.in_use():
+        return False
+    with CheckpointStore(layout.checkpoints) as store:
+        return (store.latest() or 0) < config.train.steps
 
 
 def train(config: RunConfig, where: Path | None, original: Path | None, out: Output, *, allow_older: bool = False) -> int:

@@ -11,7 +11,6 @@ import os
 import runpy
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,13 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 def installed() -> list[str]:
     """Names of the configs that come with the package."""
-    return sorted(
-        p.name.removesuffix(".py") for p in resources.files("configs").iterdir() if p.name.endswith(".py") and p.name[0] != "_"
-    )
+    return sorted(path.stem for path in folder().glob("*.py"))
+
+
+def folder() -> Path:
+    """Where the configs that come with the package lie: `jaxlm/_configs` where it is installed, `configs` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return found if (found := package / "_configs").is_dir() else package.parent / "configs"
 
 
 def _found(path: Path) -> Path:
@@ -48,7 +51,7 @@ def _found(path: Path) -> Path:
         raise InputError(f"{path}: expected a config (.py, or resolved.json of a run), found a directory")
     name = path.name.removesuffix(".py")
     if path.parent.as_posix() in (".", "configs") and path.suffix in ("", ".py") and name in installed():
-        return Path(str(resources.files("configs") / f"{name}.py"))
+        return folder() / f"{name}.py"
     known = ", ".join(f"configs/{name}.py" for name in installed())
     raise InputError(f"{path}: expected a config, found no such file; the installed ones are {known}")
 
@@ -174,6 +177,9 @@ def describe(config: RunConfig) -> list[str]:
     attention = f"{model.n_heads} heads x {model.head_width}"
     if model.kv_heads != model.n_heads:
         attention += f" over {model.kv_heads} key/value heads"
+    keep = config.checkpoint
+    meet = f"where a save (every {keep.every}) meets a validation (every {config.eval.every})"
+    best = f", and the best {keep.keep_best}, judged {meet}" if keep.keep_best else ""
     return [
         f"config     {config_fingerprint(config)[:12]}",
         f"shape      {model.n_layers} layers, width {model.d_model}, {attention}, {model.ffn} {model.ff_width}, "
@@ -182,6 +188,7 @@ def describe(config: RunConfig) -> list[str]:
         + (f", in {train.grad_accum} micro-batches" if train.grad_accum > 1 else ""),
         f"optimizer  AdamW, peak rate {config.optim.lr:g}, {config.optim.schedule}, {config.optim.warmup_steps} warm-up steps, "
         f"{train.precision}",
+        f"keeps      the newest {keep.keep_last} checkpoints{best}",
     ]
 
 

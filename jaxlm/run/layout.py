@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import MANIFEST, InputError
+
+TRIES, PAUSE = 10, 0.05  # half a second for whoever only looks whether the run is in use
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Layout:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. The lock goes with the process, however it ends.
 
-        Raises InputError where another process holds it, or the directory cannot be written.
+        Raises InputError where another process holds it, or the directory cannot be written or locked.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -83,22 +87,36 @@ class Layout:
                 "choose another with --out"
             ) from None
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._taken(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise InputError(
                     f"{self.path}: expected a run that no other process uses, found it in use by {holder}; wait for it to end, "
                     "or choose another directory with --out"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
             yield
 
+    def _taken(self, file: IO[str]) -> bool:
+        """Whether the lock is this process's now, after a few tries."""
+        for attempt in range(TRIES):
+            time.sleep(PAUSE if attempt else 0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: expected a file system that can lock a file, found: {error.strerror}; "
+                    "choose a directory on another with --out"
+                ) from None
+        return False
+
     def in_use(self) -> bool:
-        """Whether a process is training this run now."""
+        """Whether a process is training this run now; on a file system without locks, where none can be trained, False."""
         try:
             with open(self.path / ".lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -106,4 +124,7 @@ class Layout:
             return True
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.filename is not None:
+                raise
         return False

@@ -21,7 +21,7 @@ from jaxlm.model import Params
 from jaxlm.train.state import TrainState, abstract_state, policy, put_batch
 from jaxlm.train.step import apply_gradients, batch_logits, compute_gradients, score
 
-LENGTH = 64  # positions of a probe's rows, at most
+LENGTH = 64  # positions of a small row, at most
 
 
 class Probe(NamedTuple):
@@ -40,31 +40,50 @@ class Probe(NamedTuple):
 class Bench:
     """The compiled functions and arrays that the probes share.
 
-    cfg: of the run. params, batch: real ones; the batch is cut to a few rows of at most `LENGTH` positions.
-    Every method takes and returns NumPy arrays but for gradients and states.
+    cfg: of the run. params: real ones. full: a whole batch of the run, as it trains on it. batch: cut from it, a few rows
+    of at most `LENGTH` positions. Methods take and return NumPy arrays but for `logits`, gradients and states.
     """
 
     def __init__(self, cfg: RunConfig, mesh: Mesh, params: Params, batch: Batch):
-        self.cfg, self.mesh, self.params = cfg, mesh, params
+        self.cfg, self.mesh, self.params, self.full = cfg, mesh, params, batch
         self.accum = max(2, cfg.train.grad_accum)
-        rows = self.accum * cfg.mesh.data * cfg.mesh.fsdp
+        self.shards = cfg.mesh.data * cfg.mesh.fsdp
+        rows = self.accum * self.shards
         # Half the context at most, so that positions can be shifted within it.
         self.length = min(LENGTH, max(2, cfg.model.context_length // 2))
         tiled = Batch(*(np.resize(x, (rows, *x.shape[1:])) for x in batch))
         self.batch = Batch(*(np.ascontiguousarray(x[:rows, : self.length]) for x in tiled))
         self._grads: dict[int, Callable] = {}
-        self._forward = jax.jit(lambda p, b: (batch_logits(p, b, cfg)[0], score(p, b, cfg)))
-        self.apply = jax.jit(apply_gradients)
+        self._forward = self._forward_function(cfg)
+        self._differ = jax.jit(lambda a, b: (a != b).any(axis=-1))
+        self.apply = jax.jit(lambda state, gradients: apply_gradients(state, gradients))  # its own, traced anew
 
     @property
     def rng(self) -> np.random.Generator:
         """The same stream of random numbers for every probe."""
         return np.random.default_rng(0)
 
+    @staticmethod
+    def _forward_function(cfg: RunConfig) -> Callable:
+        return jax.jit(lambda p, b: (batch_logits(p, b, cfg)[0], score(p, b, cfg)))
+
     def forward(self, batch: Batch, params: Params | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [B, T, V] and negative log likelihoods [B, T], float32."""
+        """Logits [B, T, V] and negative log likelihoods [B, T], float32, with the run's parameters or others."""
         logits, nll = self._forward(self.params if params is None else params, put_batch(batch, self.cfg, self.mesh))
         return np.asarray(logits, np.float32), np.asarray(nll)
+
+    def score_without_dropout(self, batch: Batch) -> np.ndarray:
+        """Negative log likelihoods [B, T] of the same model, compiled from a config whose dropout is 0."""
+        cfg = dataclasses.replace(self.cfg, model=dataclasses.replace(self.cfg.model, dropout=0.0))
+        return np.asarray(self._forward_function(cfg)(self.params, put_batch(batch, self.cfg, self.mesh))[1])
+
+    def logits(self, batch: Batch) -> jax.Array:
+        """Logits [B, T, V], left on the device: at the full context they are large."""
+        return self._forward(self.params, put_batch(batch, self.cfg, self.mesh))[0]
+
+    def differ(self, first: jax.Array, second: jax.Array) -> np.ndarray:
+        """Where two arrays of logits differ in any bit, bool [B, T]."""
+        return np.asarray(self._differ(first, second))
 
     def gradients(self, batch: Batch, accum: int | None = None) -> Any:
         """`compute_gradients` with the run's accumulation, or another."""
@@ -75,21 +94,29 @@ class Bench:
 
     def _gradient_function(self, accum: int) -> Callable:
         # Dropout draws other numbers for other micro-batches, so the comparison of the two is made without it.
-        train = dataclasses.replace(
-            self.cfg.train, grad_accum=accum, batch_size=accum * self.cfg.mesh.data * self.cfg.mesh.fsdp
-        )
+        train = dataclasses.replace(self.cfg.train, grad_accum=accum, batch_size=accum * self.shards)
         cfg = dataclasses.replace(self.cfg, train=train, model=dataclasses.replace(self.cfg.model, dropout=0.0))
         return lambda p, b: compute_gradients(p, b, cfg, loss_scale=jax.numpy.float32(1.0), key=jax.random.key(0))
 
+    def _shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.cfg, self.mesh))
+
+    def initial_params(self) -> Params:
+        """The parameters that the run starts from, laid out as the run's."""
+        return jax.jit(lambda: TrainState.create(self.cfg).params, out_shardings=self._shardings().params)()
+
     def state(self, params: Params) -> TrainState:
         """A fresh training state around `params`, laid out as the run's."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(self.cfg, self.mesh))
+        shardings = self._shardings()
         state = jax.jit(lambda: TrainState.create(self.cfg), out_shardings=shardings)()
         return dataclasses.replace(state, params=params)
 
-    def random_batch(self, boundary: int = 0) -> Batch:
-        """Random ids in rows of one document, or of two with the second one from `boundary` on; all supervised inside them."""
-        shape = self.batch.tokens.shape
+    def random_batch(self, boundary: int = 0, *, full: bool = False) -> Batch:
+        """Random ids in rows of one document, or of two with the second one from `boundary` on; all supervised inside them.
+
+        full: at the whole context, in as few rows as the mesh allows; otherwise in the shape of `batch`.
+        """
+        shape = (self.shards, self.full.tokens.shape[1]) if full else self.batch.tokens.shape
         tokens = self.rng.integers(0, self.cfg.model.vocab_size, shape, dtype=np.int32)
         labels = np.roll(tokens, -1, axis=1)
         t = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)

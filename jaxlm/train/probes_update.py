@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.data import Batch
 from jaxlm.model.spec import named_leaves
+from jaxlm.optim import schedule_of
+from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.watch import first_nonfinite
+from jaxlm.train.state import TrainState, policy, put_batch
+from jaxlm.watch import Telemetry, first_nonfinite
 
 
 def _equal_bits(a: Any, b: Any) -> bool:
-    return all((np.asarray(x) == np.asarray(y)).all() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in leaves)
 
 
 def masked_labels(bench: Bench) -> Probe:
@@ -54,16 +60,17 @@ def decay_touches_declared(bench: Bench) -> Probe:
     cfg = bench.cfg.optim
     ones = jax.tree.map(jnp.ones_like, bench.params)
     state = bench.state(ones)
-    at_peak = dataclasses.replace(
-        state.opt_state[-1], count=jnp.full_like(state.opt_state[-1].count, max(cfg.warmup_steps - 1, 0))
-    )
+    made = max(cfg.warmup_steps - 1, 0)  # updates: the next one is the first at the peak
+    at_peak = dataclasses.replace(state.opt_state[-1], count=jnp.full_like(state.opt_state[-1].count, made))
     state = dataclasses.replace(state, opt_state=(*state.opt_state[:-1], at_peak))
     gradients = bench.gradients(bench.batch)
     still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))
     after, _ = bench.apply(state, still)
     moved = {name for name, leaf in named_leaves(after.params).items() if (np.asarray(leaf) != 1.0).any()}
     names = named_leaves(ones)
-    visible = cfg.weight_decay * cfg.lr > 2.0**-23  # smaller steps are lost in the rounding of 1 - x
+    rate = cfg.lr if cfg.warmup_steps else float(schedule_of(cfg, bench.cfg.train.steps)(made))
+    # Below 1 the float32 numbers are 2**-24 apart, so 1 - x rounds to 1 up to half of that (a tie goes to 1, the even one).
+    visible = cfg.weight_decay * rate > 2.0**-25
     exempt = {name for name in names if cfg.no_decay and re.search(cfg.no_decay, name)}
     declared = (set(names) - exempt) if visible else set()
     wrong = sorted(moved ^ declared)
@@ -99,5 +106,57 @@ def planted_nan(bench: Bench) -> Probe:
     return Probe(name, not missing, "NaN seen, state kept, next step updates", f"not: {missing}" if missing else "all of it")
 
 
-UPDATE: tuple[Callable[[Bench], Probe], ...] = (masked_labels, accumulation, decay_touches_declared, planted_nan)
+def _one_step(bench: Bench) -> tuple[TrainState, Telemetry]:
+    """`train_step` from a fresh state around the parameters, on the whole batch, fetched to the host."""
+    state = bench.state(jax.tree.map(jnp.copy, bench.params))  # copies, since the step donates them
+    if policy(bench.cfg).scales_loss:  # the first scale may overflow: such a step is skipped, rightly, and shows nothing
+        one = jax.device_put(np.ones((), np.float32), state.loss_scale.scale.sharding)
+        state = dataclasses.replace(state, loss_scale=dataclasses.replace(state.loss_scale, scale=one))
+    after, telemetry = step.train_step(state, put_batch(bench.full, bench.cfg, bench.mesh))
+    return jax.device_get((dataclasses.replace(after, key=jax.random.key_data(after.key)), telemetry))
+
+
+def _scored(bench: Bench) -> float:
+    """Mean loss of the whole batch by `score_step`, in micro-batches, as validation calls it."""
+    rows = len(bench.full.tokens) // bench.cfg.train.grad_accum
+    total = 0.0
+    for first in range(0, len(bench.full.tokens), rows):
+        micro = Batch(*(x[first : first + rows] for x in bench.full))
+        nll = step.score_step(bench.params, put_batch(micro, bench.cfg, bench.mesh), bench.cfg)
+        total += float(np.asarray(nll, np.float64).sum())
+    return total / int(bench.full.loss_mask.sum())
+
+
+def train_step(bench: Bench) -> Probe:
+    """The compiled step that trains, on a whole batch: twice the same bits, counted, and its loss is the one scored."""
+    (after, telemetry), again = _one_step(bench), _one_step(bench)
+    repeated = _equal_bits((after, telemetry), again)
+    del again
+    labels, loss = int(bench.full.loss_mask.sum()), float(telemetry.loss)
+    scored = loss if bench.cfg.model.dropout else _scored(bench)  # dropout moves the loss of a training step
+    # Of N elements one moves by update_norm / sqrt(N) at least; float32 loses what is below 2**-24 of the element.
+    leaves = jax.tree.leaves(bench.params)
+    mean_move = float(telemetry.update_norm) / math.sqrt(sum(leaf.size for leaf in leaves))
+    visible = mean_move > 2.0**-24 * max(float(jnp.abs(leaf).max()) for leaf in leaves)
+    found = {
+        "equal bits": repeated,
+        f"step 1 (but {int(after.step)})": int(after.step) == int(telemetry.step) == 1,
+        "finite": bool(telemetry.finite) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params)),
+        "an update": mean_move > 0 or float(telemetry.lr) == 0,
+        "parameters moved": not (visible and _equal_bits(after.params, bench.params)),
+        f"labels (but {float(telemetry.labels):.0f})": abs(float(telemetry.labels) - labels) <= 1e-6 * labels,
+        f"loss (but {loss:.4f})": abs(loss - scored) <= bench.tolerance * max(scored, 1.0),
+    }
+    missing = ", ".join(word for word, ok in found.items() if not ok)
+    expected = f"equal bits twice, step 1, finite, moved, {labels} labels, loss {scored:.4f}"
+    return Probe("train_step", not missing, expected, f"not: {missing}" if missing else "all of it")
+
+
+UPDATE: tuple[Callable[[Bench], Probe], ...] = (
+    masked_labels,
+    accumulation,
+    decay_touches_declared,
+    planted_nan,
+    train_step,
+)
 """The probes of training; an evaluation has no use for them."""

@@ -2,7 +2,7 @@
 
 Each line ends in `"chain"`: the sha256 of the line before it and of its own content, cut to 16 hexadecimal digits. One
 changed, dropped or inserted byte breaks the chain at its line, so a log that grows while it is used is still an artifact
-that can be checked. A killed process may leave half a line at the end; `ChainedLog` drops it on opening.
+that can be checked. A killed process may leave half a line at the end; `ChainedLog` drops it on opening, and nothing else.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.contract import Finding, write_atomic
+from jaxlm.contract import Finding, naming, write_atomic
 
 START = "0" * 16  # the chain value before the first line
 _REMEDY = "Restore it from a copy; the lines before it are whole."
@@ -92,10 +93,10 @@ def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | 
 
 
 class ChainedLog:
-    """A log that is being written. Opening it drops what does not continue the chain (half a line after a kill).
+    """A log that is being written. Opening it drops half a line at its end, which a kill may leave.
 
-    keep: drop every line after this mark as well, as a resumed run does with the steps it is about to repeat.
-    Raises ValueError where the log does not hold the lines that `keep` marks.
+    keep: drop every line after this mark as well, whatever it is, as a resumed run does with the steps it is about to repeat.
+    Raises ValueError where a whole line breaks the chain, or the log does not hold the lines that `keep` marks.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, keep: Mark | None = None):
@@ -111,25 +112,44 @@ class ChainedLog:
         if keep is not None and self.mark != keep:
             raise ValueError(f"{self.path}: expected {keep.lines} lines with chain {keep.chain}, found {self.mark}")
         content = "".join(line + "\n" for line in kept).encode()
-        if not self.path.exists() or self.path.read_bytes() != content:
+        there = self.path.read_bytes() if self.path.exists() else None
+        if keep is None and there is not None and there.count(b"\n") != self.mark.lines:
+            expected = f"line {self.mark.lines + 1} to continue the chain {self.mark.chain}"
+            raise ValueError(f"{self.path}: expected {expected}, found another")
+        if there != content:
             write_atomic(self.path, content)
+        self._bytes = len(content)
         self._file = open(self.path, "ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one line, whole, to the operating system: it outlives a kill of the process."""
+        """Write one line, whole, to the operating system: it outlives a kill of the process.
+
+        Raises OSError, which names the log, where it cannot (disk full); then the log ends where it ended before.
+        """
         chain, line = _line(self.mark.chain, record)
-        self._file.write(line.encode() + b"\n")
+        content = line.encode() + b"\n"
+        with naming(self.path):
+            try:
+                rest = memoryview(content)
+                while rest:  # a write to a disk that fills up may be short
+                    rest = rest[self._file.write(rest) :]
+            except BaseException:
+                with suppress(OSError):
+                    self._file.truncate(self._bytes)
+                raise
+        self._bytes += len(content)
         self.mark = Mark(self.mark.lines + 1, chain)
 
     def sync(self) -> None:
-        """Flush to the disk."""
-        os.fsync(self._file.fileno())
+        """Flush to the disk. Raises OSError, which names the log, where that fails."""
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            with self._file:
+                self.sync()
 
     def __enter__(self) -> ChainedLog:
         return self

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm import contract
 from jaxlm.checkpoint import SaveError, saving, verifying
 from jaxlm.checkpoint.leaves import host_leaves
 from jaxlm.checkpoint.saving import Save
@@ -56,7 +57,7 @@ def test_a_leaf_that_the_writer_drops_is_found_before_the_commit(tmp_path, monke
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("stage", ["write_arrays", "read_leaves", "_sync_below", "record_files"])
+@pytest.mark.parametrize("stage", ["write_arrays", "read_leaves", "sync_below", "record_files"])
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()])
 def test_whatever_fails_at_whatever_stage_leaves_nothing(tmp_path, monkeypatch, stage, error):
     whole = getattr(saving, stage)
@@ -73,7 +74,7 @@ def test_whatever_fails_at_whatever_stage_leaves_nothing(tmp_path, monkeypatch, 
 
 def test_everything_is_flushed_before_the_manifest_is_written(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(saving, "sync_directory", lambda path: flushed.append(str(path)))
+    monkeypatch.setattr(contract, "sync_directory", lambda path: flushed.append(str(path)))
     save = Manifest.save
 
     def watched(manifest, directory):

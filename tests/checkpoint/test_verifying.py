@@ -63,7 +63,7 @@ def refused(store, like, path: Path) -> ContractError:
     assert str(path) in str(caught.value)
     assert leaf is None or f"(leaf {leaf})" in str(caught.value)
     assert leaf is not None or path.name in ("manifest.json", "_METADATA")
-    assert f"`--allow-older` takes step {OLD}" in str(caught.value)
+    assert f"--allow-older` takes step {OLD}, `--step {OLD}` elsewhere" in str(caught.value)
     return caught.value
 
 
@@ -178,7 +178,7 @@ def test_the_older_checkpoint_is_taken_loudly_and_only_when_asked(copied, name):
     store, states = copied
     path = store.path(NEW) / name
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ContractError, match=rf"{name}.*`--allow-older` takes step {OLD}"):
+    with pytest.raises(ContractError, match=rf"{name}.*`jaxlm train .* --allow-older` takes step {OLD}, `--step {OLD}`"):
         store.restore(abstract(states[NEW]))
     with pytest.warns(UserWarning, match=rf"step {NEW} is damaged and passed over: .*{name}"):
         restored, manifest = store.restore(abstract(states[NEW]), allow_older=True)

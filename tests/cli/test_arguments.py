@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.cli import data, quickstart, tokenizer, train
 from jaxlm.cli import eval as eval_verb
-from jaxlm.cli import train
 from jaxlm.cli.arguments import UsageError, parse, split
 from jaxlm.config.overrides import field_types
 
@@ -50,6 +50,24 @@ def test_options_and_fields_may_stand_in_any_order():
         args = parse("train", train, turned)
         assert (args.config, args.out, args.json) == ("c.py", "o", True)
         assert sorted(args.overrides) == ["--model.n-layers=2", "--train.steps", "5"]
+
+
+@pytest.mark.parametrize("module", [train, quickstart, data, tokenizer])
+def test_strict_is_short_for_the_field_of_the_data_wherever_that_is_taken(module, capsys):
+    verb = module.__name__.rpartition(".")[2]
+    words = {"train": ["c"], "data": ["build"], "tokenizer": ["train"]}.get(verb, [])
+    assert parse(verb, module, [*words, "--strict"]).overrides == ["--data.strict"]
+    assert parse(verb, module, ["--strict", "False", *words]).overrides == ["--data.strict", "False"]
+    with pytest.raises(ValueError, match=r"--data\.strict: expected once"):
+        parse(verb, module, [*words, "--strict", "--data.strict"])
+    with pytest.raises(SystemExit):
+        parse(verb, module, ["--help"])
+    assert "\n  --strict " in capsys.readouterr().out
+
+
+def test_strict_is_no_option_where_no_text_is_read():
+    with pytest.raises(UsageError, match="--strict: expected an option of `jaxlm eval`"):
+        parse("eval", eval_verb, ["r", "--strict"])
 
 
 @pytest.mark.parametrize(

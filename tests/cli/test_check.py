@@ -38,7 +38,8 @@ def test_json_lists_kept_and_broken_with_contract_artifact_and_both_values(cli, 
         "expected": f"sha256 {before}",
         "found": f"sha256 {file_sha256(path)}",
     }
-    assert "BROKEN  tokenizer   tokenizer/bpe.json\n" in said.err
+    line = next(line for line in said.err.splitlines() if line.startswith("BROKEN  tokenizer   tokenizer/bpe.json: "))
+    assert f": expected sha256 {before[:12]}; found sha256 {file_sha256(path)[:12]}. Restore it from a copy" in line
 
 
 def test_quiet_prints_broken_contracts_only(cli, finished, run_copy):
@@ -47,8 +48,22 @@ def test_quiet_prints_broken_contracts_only(cli, finished, run_copy):
     said = cli("check", run_copy, "--quiet")
     assert said.status == 1
     assert "kept  " not in said.out
-    assert "BROKEN  data        data/added\n" in said.out
-    assert "expected no such file\n" in said.out
+    assert "BROKEN  data        data/added: expected no such file; found one" in said.out
+
+
+def test_every_finding_is_one_line_with_both_values_and_what_mends_it(cli, finished, run_copy):
+    kept = cli("check", finished, "--json").json()["kept"]
+    assert cli("check", finished).out.count("\n") == len(kept) + 2
+    (run_copy / "data" / "added").write_text("x")
+    (run_copy / "events.jsonl").write_text("x\n")
+    said = cli("check", run_copy)
+    _, *findings, _ = said.out.splitlines()
+    assert all(line.startswith(("kept    ", "BROKEN  ")) for line in findings)
+    broken = [line for line in findings if line.startswith("BROKEN")]
+    assert len(broken) == int(said.out.splitlines()[-1].split()[2]) > 1
+    assert all(": expected " in line and "; found " in line and line.endswith(".") for line in broken)
+    finding = Finding("data", "there", False, "a\nb", "c", "Do\n this.")
+    assert lines(finding, run_copy) == ["BROKEN  data        there: expected a b; found c. Do this."]
 
 
 def test_several_paths_are_checked_and_counted_together(cli, finished):

@@ -180,11 +180,14 @@ def test_warnings_are_one_line_and_the_callers_way_of_warning_is_left_alone(cli,
     assert warnings.showwarning is before
 
 
-def test_a_closed_pipe_ends_quietly(finished):
-    command = f"{sys.executable} -m jaxlm check {finished} | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert done.stderr == ""
-    assert done.stdout.count("\n") == 1
+@pytest.mark.parametrize("words", ["check {run}", "check {run} --quiet --json", "--help", "data show {run}/data"])
+def test_a_closed_pipe_ends_quietly_and_is_no_success(finished, words):
+    command = f"set -o pipefail; {sys.executable} -m jaxlm {words.format(run=finished)} | (exec <&-; sleep 0)"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # argparse swallows what goes wrong while it writes
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=buffered)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert not any(word in done.stderr for word in ("Traceback", "Error", "Exception"))
+    assert (done.stderr == "") == ("--json" not in words)
 
 
 # ---- mistakes: no traceback, and nothing half-written -------------------------------------------------------------
@@ -246,7 +249,6 @@ def test_a_run_in_use_is_refused(cli, run_copy, tiny):
     [
         (["--data.source", "nowhere.txt"], ["--data.source", "nowhere.txt"]),
         (["--data.source", "../texts/empty"], ["--data.source", "no document that is not empty"]),
-        (["--data.source", "../texts/few", "--tokenizer.vocab-size", "257"], ["--train.batch-size", "rows of 32 tokens"]),
         (["--data.source", "../texts/bad", "--data.strict"], ["0.txt", "expected UTF-8", "0xff at offset 2"]),
         (["--tokenizer.vocab-size", "256"], ["--tokenizer.vocab-size", ">= 257", "256"]),
         (["--model.n-heads", "3"], ["--model.n-heads", "a divisor of --model.d-model 32"]),
@@ -268,6 +270,18 @@ def test_a_training_that_cannot_begin_leaves_nothing_half_written(cli, tiny, tmp
     assert said.err.count("\n") == 1
     assert all(name in said.err for name in names), said.err
     assert listing(tmp_path) == before
+
+
+def test_what_a_batch_does_not_fit_into_is_kept_whole_for_one_that_fits(cli, tiny, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(30):
+        (tmp_path / "texts" / f"{number}.txt").write_text(str(number))
+    said = cli("train", tiny, "--data.val-fraction", "0.3", "--data.source", "../texts", "--tokenizer.vocab-size", "257")
+    assert said.status == 2
+    assert all(name in said.err for name in ("--train.batch-size", "rows of 32 tokens"))
+    assert cli("check", "runs/tiny/tokenizer", "runs/tiny/data").status == 0
+    assert [name for name in listing(tmp_path / "here") if ".tmp" in name or "checkpoints" in name] == []
+    assert cli("train", "runs/tiny", "--train.batch-size", "1", "--train.steps", "4").status == 0
 
 
 def test_a_directory_that_may_not_be_written_is_a_mistake_of_the_user(cli, tiny, monkeypatch, tmp_path):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 
+import jaxlm.train
 from jaxlm.cli.main import main
 from jaxlm.cli.train import beside
 from jaxlm.config.load import read_resolved, resolved_json
-from jaxlm.run import Run
+from jaxlm.run import Layout, Run
 
 from .conftest import CONFIG, Said, listing
 
@@ -66,11 +70,52 @@ def test_the_resolved_config_of_a_run_gives_the_same_run_beside_it(trained, cli)
     assert said.json()["fingerprint"] == first.json()["fingerprint"]
 
 
-def test_the_first_free_name_beside_a_run_is_taken(tmp_path):
-    (tmp_path / "a").mkdir()
-    assert beside(tmp_path / "a") == tmp_path / "a-2"
-    (tmp_path / "a-2").mkdir()
-    assert beside(tmp_path / "a") == tmp_path / "a-3"
+def test_the_first_free_name_beside_a_run_is_taken(tmp_path, config, monkeypatch):
+    for number, name in enumerate(("a", "a-2", "a-3", "a-05", "a-6b"), start=2):
+        (tmp_path / name).mkdir()
+        assert beside(tmp_path / "a", config) == tmp_path / f"a-{min(number, 4)}"
+    monkeypatch.chdir(tmp_path / "a")
+    assert beside(Path("."), config) == tmp_path / "a-4"
+
+
+def test_an_unfinished_run_beside_is_gone_on_with_before_another_is_begun(run_copy, config):
+    def begun(number, cfg=config):
+        path = run_copy.with_name(f"run-{number}")
+        path.mkdir()
+        (path / "resolved.json").write_bytes(resolved_json(cfg))
+        return path
+
+    shutil.copytree(run_copy, run_copy.with_name("run-2"))  # finished
+    assert beside(run_copy, read_resolved(run_copy / "resolved.json")).name == "run-3"
+    begun(3, dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1.0)))
+    begun(4).joinpath("resolved.json").write_text("{")
+    assert beside(run_copy, config).name == "run-5"
+    older, newer = begun(5), begun(10)
+    shutil.copytree(run_copy / "checkpoints" / "00000008", older / "checkpoints" / "00000008")
+    assert beside(run_copy, config) == newer
+    with Layout(newer).locked():
+        assert beside(run_copy, config) == older
+    shutil.copytree(run_copy / "checkpoints" / "00000012", older / "checkpoints" / "00000012")
+    assert beside(run_copy, config) == newer
+    (newer / "resolved.json").unlink()
+    assert beside(run_copy, config).name == "run-6"
+
+
+def test_an_interrupted_reproduction_goes_on_where_it_stood(trained, cli, monkeypatch):
+    run, _ = trained
+    asked = []
+
+    def fit(config, *, out, **_):
+        asked.append(out)
+        out.mkdir(exist_ok=True)
+        (out / "resolved.json").write_bytes(resolved_json(config))
+        raise KeyboardInterrupt(f"`jaxlm train {out}` goes on")
+
+    monkeypatch.setattr(jaxlm.train, "fit", fit)
+    for _ in range(2):
+        said = cli("train", run / "resolved.json")
+        assert (said.status, said.err) == (3, f"jaxlm: interrupted; `jaxlm train {asked[0]}` goes on\n")
+    assert asked[0] == asked[1]
 
 
 @pytest.mark.parametrize(

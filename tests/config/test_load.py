@@ -1,23 +1,23 @@
 """Configs from files and back: files that are none, the resolved config, tampering, the configs that come with the package."""
 
+import ast
 import dataclasses
 import json
-import pkgutil
 import shlex
-from importlib import import_module
+import tomllib
 from pathlib import Path
 
 import pytest
 
-import configs
 import jaxlm.cli.main
-from jaxlm.config import ConfigError, config_fingerprint, load_config, read_resolved, resolved_json
+from jaxlm.config import ConfigError, config_fingerprint, load, load_config, read_resolved, resolved_json
 from jaxlm.config.load import describe, differing_fields, installed
 from jaxlm.config.overrides import field_types
 from jaxlm.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TokenizerConfig, TrainConfig
 from jaxlm.contract import ContractError, InputError
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 IMPORT = "from jaxlm.config.schema import *\n"
 
 
@@ -38,11 +38,11 @@ def write(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_installed_config_loads_and_opens_with_its_command(name, write):
-    path = Path(configs.__path__[0]) / f"{name}.py"
+    path = CONFIGS / f"{name}.py"
     config = load_config(path)
     assert config.name == name
     assert config == load_config(name) == load_config(f"{name}.py") == load_config(f"configs/{name}.py")
-    command, empty, expectation = import_module(f"configs.{name}").__doc__.split("\n", 2)
+    command, empty, expectation = ast.get_docstring(ast.parse(path.read_text())).split("\n", 2)
     jaxlm_word, verb, *words = shlex.split(command)
     assert (jaxlm_word, empty) == ("jaxlm", "")
     assert verb in jaxlm.cli.main.VERBS
@@ -64,6 +64,22 @@ def test_the_installed_configs_are_those_of_the_folder_and_named_where_one_is_no
     assert installed() == NAMES
     with pytest.raises(InputError, match=f"configs/none.py: expected a config, found no such file; .*configs/{NAMES[0]}.py"):
         load_config("configs/none.py")
+
+
+def test_an_installed_package_has_its_configs_inside_it_and_a_checkout_beside_it(tmp_path, monkeypatch):
+    assert load.folder() == CONFIGS
+    monkeypatch.setattr(load, "__file__", str(tmp_path / "jaxlm" / "config" / "load.py"))
+    (tmp_path / "jaxlm" / "_configs").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "foreign.py").write_text("")
+    (tmp_path / "jaxlm" / "_configs" / "own.py").write_text(IMPORT + "config = lambda: RunConfig(name='own')")
+    assert installed() == ["own"]
+    assert load_config("configs/own.py").name == "own"
+
+
+def test_the_wheel_takes_no_name_but_those_of_its_packages():
+    wheel = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["jaxlm", "pallas_kernels"], "force-include": {"configs": "jaxlm/_configs"}}
 
 
 def test_a_file_here_goes_before_an_installed_one(write):

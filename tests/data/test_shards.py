@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -235,6 +236,20 @@ def test_nothing_is_left_behind_when_building_fails(tmp_path, texts, tokenizer, 
     before = files(tmp_path)
     with pytest.raises(error):
         build_shards(cfg, tokenizer, tmp_path / "out", on_progress=failing if error is KeyboardInterrupt else None)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_shard_for_which_there_is_no_room_is_named_and_nothing_is_left(tmp_path, texts, tokenizer, room):
+    cfg, before, limits = source(tmp_path, texts), files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            build_shards(cfg, tokenizer, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Path(caught.value.filename).parent == tmp_path / "out"
+    assert Path(caught.value.filename).suffix == ".bin"
     assert files(tmp_path) == before
 
 

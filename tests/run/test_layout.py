@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import InputError
 from jaxlm.run import Layout
+from jaxlm.run import layout as module
 
 HOLD = """
 import sys
@@ -84,3 +87,46 @@ def test_a_path_that_is_a_file_is_refused_with_what_mends_it(tmp_path):
         ):
             pass
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.fixture
+def flock(monkeypatch):
+    """Let locking raise these errors, one a call, before it works; returns the pauses that were made."""
+    pauses, works = [], fcntl.flock
+
+    def raising(*errors):
+        left = list(errors)
+
+        def answer(*arguments):
+            if left:
+                raise left.pop(0)
+            return works(*arguments)
+
+        monkeypatch.setattr(fcntl, "flock", answer)
+        monkeypatch.setattr(module.time, "sleep", pauses.append)
+        return pauses
+
+    return raising
+
+
+BUSY = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+def test_one_that_only_looks_whether_a_run_is_in_use_keeps_nobody_out(tmp_path, flock):
+    pauses = flock(BUSY, BUSY, BUSY)
+    with Layout(tmp_path / "run").locked():
+        assert len(pauses) == 4
+    assert 0.1 < sum(pauses) < 0.5
+    pauses = flock(*[BUSY] * 1000)
+    with pytest.raises(InputError, match="in use by process"), Layout(tmp_path / "run").locked():
+        pass
+    assert 0.3 < sum(pauses) < 1
+
+
+def test_a_file_system_that_cannot_lock_is_refused_with_what_mends_it_and_holds_no_run_in_use(tmp_path, flock):
+    flock(OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOLCK, "No locks available"))
+    path = tmp_path / "run"
+    message = rf"^{path}: expected a file system that can lock a file, found: No locks available; .* --out$"
+    with pytest.raises(InputError, match=message), Layout(path).locked():
+        pass
+    assert not Layout(path).in_use()

@@ -43,7 +43,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert [r["step"] for r in records if "validation" in r] == [4, 8, 12]
     assert len({r["batch_crc"] for r in records}) == STEPS
     probes = run.manifest.facts["probes"]
-    assert len(probes) == 12
+    assert len(probes) == 14
     assert all(probe["passed"] for probe in probes.values())
     assert [e["event"] for e in run.events()][:2] == ["start", "probes"]
     assert run.events()[-1]["event"] == "end"
@@ -152,7 +152,7 @@ def test_a_mistake_before_the_first_step_does_not_stand_in_the_way_of_the_mended
 
 def test_other_data_before_the_first_step_makes_tokenizer_and_data_anew(small, tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(InputError, match="--train.batch-size"):
+    with pytest.raises(InputError, match=r"--train.batch-size"):
         fit(replaced(small, "train", batch_size=2000), out=out, say=quiet)
     run = fit(replaced(small, "tokenizer", vocab_size=258), out=out, say=quiet)
     assert run.tokenizer.vocab_size == 258

@@ -127,6 +127,8 @@ def test_killed_while_tokenizer_and_shards_are_made(command, unbroken):
 
 def test_sigterm_saves_and_ends_well_and_ctrl_c_says_that_it_can_go_on(command, unbroken):
     run = Path(command[-1])
+    assert stop(command, lambda: (run / "resolved.json").exists(), signal.SIGTERM) == 0
+    assert not list(run.glob(".*.tmp"))
     for number, status in ((signal.SIGTERM, 0), (signal.SIGINT, 3)):
         before = lines(run)
         assert stop(command, lambda before=before: lines(run) >= before + 3, number) == status

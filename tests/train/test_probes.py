@@ -14,8 +14,9 @@ from jaxlm.data import Batch
 from jaxlm.parallel import make_mesh
 from jaxlm.train import probes_forward as forward
 from jaxlm.train import probes_update as update
+from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe, require, run_probes
-from jaxlm.train.state import initial_state
+from jaxlm.train.state import initial_state, put_batch
 
 
 def config(**sections):
@@ -56,6 +57,7 @@ CONFIGS = {
         optim=schema.OptimConfig(lr=1e-2, weight_decay=0.0),
         train=schema.TrainConfig(steps=200, batch_size=8, grad_accum=4),
     ),
+    "float16": config(train=schema.TrainConfig(steps=50, batch_size=4, precision="float16")),
     "fsdp": config(mesh=schema.MeshConfig(data=2, fsdp=2, rules="fsdp"), train=schema.TrainConfig(steps=50, batch_size=8)),
 }  # fmt: skip
 
@@ -65,9 +67,71 @@ def test_every_probe_passes_on_the_code_as_it_is(name):
     cfg = CONFIGS[name]
     mesh = make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
-        results = list(run_probes(cfg, mesh, initial_state(cfg, mesh).params, real_batch(length=64), fresh=True))
+        batch = real_batch(cfg.train.batch_size, 64)
+        results = list(run_probes(cfg, mesh, initial_state(cfg, mesh).params, batch, fresh=True))
     assert [p for p in results if not p.passed] == []
-    assert len(results) == 11
+    assert len(results) == 13
+
+
+def scaled_qk(made, factor):
+    blocks = made.params.blocks
+    blocks = dataclasses.replace(blocks, wq=blocks.wq * factor, wk=blocks.wk * factor)
+    made.params = dataclasses.replace(made.params, blocks=blocks)
+    return made
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("context", [512, 32768])
+def test_larger_queries_and_keys_as_training_makes_them_pass(precision, context):
+    train = schema.TrainConfig(steps=50, batch_size=4, precision=precision)
+    model = dataclasses.replace(config().model, d_model=64, n_layers=4, context_length=context)
+    assert forward.rope_shift_invariance(scaled_qk(bench(config(train=train, model=model)), 4.0)).passed
+
+
+RATES = [(1e-5, 0.01), (1e-6, 0.1), (1e-9, 0.1), (1e-2, 0.1)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_decay_too_small_to_be_seen_is_not_asked_for_and_the_rest_is(schedule, warmup, prepared):
+    gradients, state = prepared
+    for lr, decay in RATES if warmup else RATES[:1]:
+        cfg = config(optim=schema.OptimConfig(lr=lr, weight_decay=decay, warmup_steps=warmup, schedule=schedule))
+        made = Bench(cfg, make_mesh(cfg.mesh), state.params, real_batch())
+        made.gradients = lambda batch: gradients
+        made.state = lambda params, cfg=cfg: dataclasses.replace(state, cfg=cfg, params=params)
+        assert update.decay_touches_declared(made).passed, (lr, decay)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """Gradients and a state, compiled once for all optimizers."""
+    made = bench()
+    return made.gradients(made.batch), made.state(made.params)
+
+
+@pytest.mark.parametrize("width", [512, 768])
+def test_a_post_norm_model_that_predicts_its_own_token_is_no_fault(width):
+    shape = {"n_layers": 1, "n_heads": 4, "d_ff": 64, "vocab_size": 4096, "context_length": 16}
+    made = bench(config(model=schema.ModelConfig(d_model=width, norm="post", **shape)), real_batch(2, 16))
+    assert forward.initial_loss(made).passed
+    made.params = dataclasses.replace(made.params, embed=made.params.embed * 60)
+    assert failed(forward.initial_loss(made))
+
+
+def test_the_step_that_was_probed_is_the_step_that_trains():
+    cfg = config(
+        optim=schema.OptimConfig(lr=1e-2, warmup_steps=7), train=schema.TrainConfig(steps=50, batch_size=4, grad_accum=2)
+    )
+    mesh = make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        state, batch = initial_state(cfg, mesh), real_batch(4, 64)
+        assert update.train_step(Bench(cfg, mesh, state.params, batch)).passed
+        compiled = step.train_step._cache_size()
+        for _ in range(2):
+            state, _ = step.train_step(state, put_batch(batch, cfg, mesh))
+    assert step.train_step._cache_size() == compiled
+    assert int(state.step) == 2
 
 
 def failed(probe: Probe) -> bool:
@@ -117,6 +181,38 @@ def test_a_mask_that_sees_one_ahead_is_seen(monkeypatch):
     assert failed(forward.causality(bench()))
 
 
+def test_a_leak_that_begins_past_the_first_positions_is_seen(monkeypatch):
+    import jaxlm.model.attention as attention
+
+    real = attention.packed
+
+    def late(segments, positions, *, window=0):
+        ranges = real(segments, positions, window=window)
+        return ranges._replace(end_BT=ranges.end_BT + (positions >= 65))
+
+    monkeypatch.setattr(attention, "packed", late)
+    assert failed(forward.causality(bench()))
+    sharded = bench(CONFIGS["fsdp"])
+    with jax.set_mesh(sharded.mesh):
+        assert failed(forward.causality(sharded))
+
+
+def test_a_window_of_another_length_is_seen(monkeypatch):
+    import jaxlm.model.attention as attention
+
+    cfg = config(model=dataclasses.replace(config().model, window=70))
+    real = attention.packed
+    assert forward.window(bench(cfg)).passed
+    for wrong in (lambda w: w + 1, lambda w: 0, lambda w: 1):
+        monkeypatch.setattr(attention, "packed", lambda s, p, *, window=0, wrong=wrong: real(s, p, window=wrong(window)))
+        assert failed(forward.window(bench(cfg)))
+
+
+@pytest.mark.parametrize(("window", "word"), [(0, "no window"), (257, "the window reaches over the whole context")])
+def test_a_window_that_cannot_be_probed_says_so(window, word):
+    assert forward.window(bench(config(model=dataclasses.replace(config().model, window=window)))).found == word
+
+
 def test_documents_that_see_each_other_are_seen(monkeypatch):
     import jaxlm.model.attention as attention
 
@@ -127,45 +223,57 @@ def test_documents_that_see_each_other_are_seen(monkeypatch):
     assert failed(forward.documents_isolated(bench()))
 
 
-def test_angles_in_bfloat16_are_seen_in_every_precision(monkeypatch):
+def coarse(x):
+    """Rounded to bfloat16."""
+    return jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7)
+
+
+ROUNDED = {
+    "positions": lambda real: lambda positions, width, *, theta: real(coarse(positions), width, theta=theta),
+    "angles": lambda real: lambda positions, width, *, theta: coarse_angles(positions, width, theta),
+}
+
+
+def coarse_angles(positions, width, theta):
+    angles = coarse(positions[..., None] * (theta ** (-jnp.arange(0, width, 2) / width))[None, None, :])
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("part", ROUNDED)
+def test_positions_and_angles_in_bfloat16_are_seen_in_every_precision(part, precision, scale, monkeypatch):
     import jaxlm.model.transformer as transformer
 
-    real = transformer.rope_angles
-
-    def rounded(positions, width, *, theta):
-        return real(jax.lax.reduce_precision(positions.astype(jnp.float32), 8, 7), width, theta=theta)
-
+    rounded = ROUNDED[part](transformer.rope_angles)
     monkeypatch.setattr(transformer, "rope_angles", rounded)
+    made = scaled_qk(bench(config(train=schema.TrainConfig(steps=50, batch_size=4, precision=precision))), scale)
+    assert failed(forward.rope_shift_invariance(made))
     monkeypatch.setattr(forward, "rope_angles", rounded)
-    assert failed(forward.rope_shift_invariance(bench()))
-    half = config(train=schema.TrainConfig(steps=50, batch_size=4, precision="bfloat16"))
-    assert failed(forward.rope_shift_invariance(bench(half)))
-
-
-def test_positions_rounded_on_their_way_to_the_rotation_are_seen(monkeypatch):
-    import jaxlm.model.transformer as transformer
-
-    real = transformer.rope_angles
-    monkeypatch.setattr(
-        transformer,
-        "rope_angles",
-        lambda p, w, *, theta: real(jax.lax.reduce_precision(p.astype(jnp.float32), 8, 7), w, theta=theta),
-    )
-    assert failed(forward.rope_shift_invariance(bench()))
+    assert failed(forward.rope_shift_invariance(made))
 
 
 def test_dropout_when_scoring_is_seen(monkeypatch):
-    import jaxlm.train.probes as probes
+    cfg = config(model=dataclasses.replace(config().model, dropout=0.1))
+    real = step.hidden
+    assert forward.evaluation_deterministic(bench(cfg)).passed
 
-    counter = iter(range(100))
+    def dropping(*args, dropout_key=None, **options):
+        return real(*args, dropout_key=jax.random.key(3), **options)
+
+    monkeypatch.setattr(step, "hidden", dropping)
+    assert failed(forward.evaluation_deterministic(bench(cfg)))
+
+
+def test_scoring_that_changes_from_call_to_call_is_seen(monkeypatch):
+    calls = iter(range(100))
     made = bench()
-    honest = made.forward
-    monkeypatch.setattr(made, "forward", lambda *a, **k: tuple(x * (1 + 1e-6 * next(counter)) for x in honest(*a, **k)))
-    assert probes.Bench is Bench
+    honest = made._forward
+    monkeypatch.setattr(made, "_forward", lambda p, b: (honest(p, b)[0], honest(p, b)[1] + 1e-6 * next(calls)))
     assert failed(forward.evaluation_deterministic(made))
 
 
-def test_weights_that_are_three_times_too_large_are_seen():
+def test_an_embedding_that_is_sixty_times_too_large_is_seen():
     made = bench()
     made.params = dataclasses.replace(made.params, embed=made.params.embed * 60)
     assert failed(forward.initial_loss(made))
@@ -175,16 +283,12 @@ def test_weights_that_are_three_times_too_large_are_seen():
 
 
 def test_masked_labels_that_count_are_seen(monkeypatch):
-    import jaxlm.train.step as step
-
     real = step.loss_sums
     monkeypatch.setattr(step, "loss_sums", lambda logits, labels, mask: real(logits, labels, jnp.ones_like(mask)))
     assert failed(update.masked_labels(bench()))
 
 
 def test_a_mean_of_means_is_seen(monkeypatch):
-    import jaxlm.train.step as step
-
     real = step.loss_sums
 
     def mean_of_means(logits, labels, mask):
@@ -196,8 +300,6 @@ def test_a_mean_of_means_is_seen(monkeypatch):
 
 
 def test_decay_on_everything_and_on_nothing_is_seen(monkeypatch):
-    import jaxlm.train.step as step
-
     for mask in (None, lambda params: jax.tree.map(lambda _: False, params)):
         monkeypatch.setattr(step, "optimizer", lambda cfg, mask=mask: optax.chain(optax.identity(), _adam(mask)))
         assert failed(update.decay_touches_declared(bench()))
@@ -210,8 +312,6 @@ def _adam(mask):
 
 
 def test_nans_that_are_zeroed_or_let_through_are_seen(monkeypatch):
-    import jaxlm.train.step as step
-
     real = step.apply_gradients
 
     def zeroing(state, gradients):
@@ -228,3 +328,36 @@ def test_nans_that_are_zeroed_or_let_through_are_seen(monkeypatch):
 
     made.apply = jax.jit(letting_through)
     assert failed(update.planted_nan(made))
+
+
+def planted(change):
+    """A wrapper of `train_step` whose results are changed; change gets the number of the call, the state, the telemetry."""
+    real, calls = step.train_step, iter(range(100))
+    return lambda state, batch: change(next(calls), *real(state, batch))
+
+
+STEP_FAULTS = {
+    "a loss times two": ("loss", lambda n, s, t: (s, dataclasses.replace(t, loss=2 * t.loss))),
+    "a step not counted": ("step 1", lambda n, s, t: (dataclasses.replace(s, step=s.step - 1), t)),
+    "a state that depends on the call": ("equal bits", lambda n, s, t: (dataclasses.replace(s, skipped=s.skipped + n), t)),
+    "telemetry that depends on the call": ("equal bits", lambda n, s, t: (s, dataclasses.replace(t, lr=t.lr + n))),
+    "labels miscounted": ("labels", lambda n, s, t: (s, dataclasses.replace(t, labels=t.labels - 1))),
+    "a step skipped": ("finite", lambda n, s, t: (s, dataclasses.replace(t, finite=t.finite & False))),
+    "an update of nothing": ("an update", lambda n, s, t: (s, dataclasses.replace(t, update_norm=0 * t.update_norm))),
+    "parameters kept": ("parameters moved", lambda n, s, t: (dataclasses.replace(s, params=initial_params()), t)),
+}
+
+
+def initial_params():
+    return initial_state(config(), make_mesh(config().mesh)).params
+
+
+@pytest.mark.parametrize("name", STEP_FAULTS)
+def test_a_fault_of_the_training_step_is_seen_and_named(name, monkeypatch):
+    word, change = STEP_FAULTS[name]
+    made = bench()
+    assert update.train_step(made).passed
+    monkeypatch.setattr(step, "train_step", planted(change))
+    probe = update.train_step(made)
+    assert failed(probe)
+    assert probe.found.startswith(f"not: {word}")

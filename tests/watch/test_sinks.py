@@ -1,6 +1,10 @@
 """The chained logs: every byte vouched for, half a line after a kill dropped, a resumed run cut back to its checkpoint."""
 
+import errno
 import json
+import os
+import resource
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +64,61 @@ def test_half_a_line_after_a_kill_is_dropped_and_writing_goes_on(path):
         log.append({"step": 6})
     assert verify_log(path, contract="log").kept
     assert [record["step"] for record, _ in read_log(path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_whole_line_that_breaks_the_chain_is_never_dropped(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    marks = [mark for _, mark in read_log(path)]
+    for at in range(5):
+        broken = b"".join([*lines[:at], lines[at].replace(b"step", b"stop"), *lines[at + 1 :], b'{"half'])
+        path.write_bytes(broken)
+        chain = marks[at - 1].chain if at else "0" * 16
+        with pytest.raises(ValueError, match=rf"^{path}: expected line {at + 1} to continue the chain {chain}, found another$"):
+            ChainedLog(path)
+        assert path.read_bytes() == broken
+    with ChainedLog(path, keep=marks[3]) as log:
+        assert log.mark == marks[3]
+    assert path.read_bytes() == b"".join(lines[:4])
+
+
+@pytest.mark.parametrize("room", [0, 1, 10])
+def test_a_line_for_which_there_is_no_room_is_an_error_that_names_the_log_and_leaves_none_of_it(path, room):
+    whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ChainedLog(path) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as caught:
+                log.append({"step": 6})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+        assert path.read_bytes() == whole
+        assert log.mark.lines == 5
+        log.append({"step": 6})
+    assert verify_log(path, contract="log", at_least=log.mark).kept
+
+
+def test_a_line_that_the_system_takes_in_pieces_is_written_whole(path, monkeypatch):
+    with ChainedLog(path) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "_file", SimpleNamespace(write=lambda rest, file=log._file: file.write(rest[:7])))
+            log.append({"step": 6, "words": "∞" * 20})
+        log.append({"step": 7})
+    assert verify_log(path, contract="log", at_least=log.mark).kept
+    assert [record["step"] for record, _ in read_log(path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_flush_that_fails_names_the_log_and_closes_it(path, monkeypatch):
+    def failing(_):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    log = ChainedLog(path)
+    monkeypatch.setattr(os, "fsync", failing)
+    for flush in (log.sync, log.close):
+        with pytest.raises(OSError, match="Disk quota exceeded") as caught:
+            flush()
+        assert caught.value.filename == str(path)
+    assert log._file.closed
 
 
 def test_a_resumed_log_is_cut_back_to_the_mark_and_repeats_bit_by_bit(path):
