@@ -110,15 +110,18 @@ def test_long_documents_score_as_their_windows_would_one_by_one(quick, copied, s
     assert (found["bits_per_byte"], found["loss"], found["end_of_document_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_context_of_one_token_is_evaluated_too(copied, lines, monkeypatch):
+def test_the_smallest_context_is_evaluated_too(copied, lines, monkeypatch):
     monkeypatch.setattr(bits, "run_probes", lambda *args, **options: iter(()))
     run, stream = opened(copied), lines[0].val
     assert (len(run.params.embed), run.checkpoint.kind) == (320, "checkpoint")  # loaded before the config is changed
     run.data = lines[0]
-    run.config = dataclasses.replace(run.config, model=dataclasses.replace(run.config.model, context_length=1))
-    pairs = [stream.document(d)[j : j + 2] for d in range(stream.documents) for j in range(len(stream.document(d)) - 2)]
-    alone = {tuple(pair): scored_alone(run, pair[:1], pair[1:])[0] for pair in pairs}
-    assert evaluate(run).result["loss"] == pytest.approx(np.mean([alone[tuple(pair)] for pair in pairs]), rel=1e-5)
+    run.config = dataclasses.replace(run.config, model=dataclasses.replace(run.config.model, context_length=2))
+    documents = [stream.document(d) for d in range(stream.documents)]
+    seen = [
+        ids[max(0, j - 1) : j + 2] for ids in documents for j in range(len(ids) - 2)
+    ]  # two tokens, and the label of the last
+    alone = {tuple(ids): scored_alone(run, ids[:-1], ids[1:])[-1] for ids in seen}
+    assert evaluate(run).result["loss"] == pytest.approx(np.mean([alone[tuple(ids)] for ids in seen]), rel=1e-5)
 
 
 def test_a_smaller_stride_gives_more_context_and_so_other_numbers(quick):
@@ -200,7 +203,7 @@ def test_evaluating_twice_is_one_artifact_and_the_probes_are_in_it(run_copy):
     again = evaluate(Run.load(run_copy))
     assert folders(run_copy) == before
     assert again.manifest.to_json() == first.to_json()
-    assert len(first.facts["probes"]) == 6
+    assert len(first.facts["probes"]) == 7
     assert all(probe["passed"] for probe in first.facts["probes"].values())
     shutil.rmtree(run_copy / "evaluations")
     fresh = evaluate(Run.load(run_copy))
