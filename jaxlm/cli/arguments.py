@@ -21,6 +21,8 @@ from jaxlm.contract import InputError
 
 STRICT = "--data.strict"  # `--strict` is short for it
 
+PATHS = ("out", "run", "config", "paths", "path", "tokenizer")  # arguments of verbs, which an empty word cannot be
+
 
 class UsageError(InputError):
     """Wrong usage of the command line."""
@@ -72,6 +74,10 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
         if {"-h", "--help"}.intersection(words):
             parser.epilog = _fields_in_help(module)
     args, rest = parser.parse_known_intermixed_args(words)
+    for name in PATHS:
+        given = getattr(args, name, None)
+        if given == "" or (isinstance(given, list) and "" in given):
+            raise UsageError(f"{name}: expected a path, found an empty word")
     for word in rest:
         if word.startswith("-"):
             raise UsageError(_unknown(word.partition("=")[0], parser, types))

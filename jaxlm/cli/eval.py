@@ -31,10 +31,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     loaded.config = dataclasses.replace(loaded.config, eval=config.eval)
     evaluation = evaluate(loaded, say=out.line)
     found = evaluation.result
-    low, high = found["bits_per_byte_ci"]
     out.line(f"{loaded.path} at step {loaded.step}, {found['documents']} documents, {found['bytes']:,} bytes of text")
-    share = f"{100 * found['confidence']:g}%"
-    out.line(f"bits per byte   {found['bits_per_byte']:.4f}   {share} interval over documents: {low:.4f} to {high:.4f}")
+    if (interval := found["bits_per_byte_ci"]) is None:
+        words = "one document gives no interval"
+    else:
+        words = f"{100 * found['confidence']:g}% interval over documents: {interval[0]:.4f} to {interval[1]:.4f}"
+    out.line(f"bits per byte   {found['bits_per_byte']:.4f}   {words}")
     out.line(f"gzip -9         {found['gzip_bits_per_byte']:.4f}   each document by itself")
     out.line(f"loss            {found['loss']:.4f}   nats per token of text; {found['end_of_document_loss']:.2f} for an end")
     out.line(f"written to      {evaluation.path}")

@@ -37,8 +37,10 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException, verb: str) -> Failure | None:
     """What `error`, raised by `jaxlm VERB`, means; None for a fault of the program, which needs its traceback."""
     text = str(error)
+    if isinstance(error, ImportError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+        error, text = KeyboardInterrupt(), ""  # Ctrl-C while a compiled module was loaded
     if isinstance(error, KeyboardInterrupt):
-        again = text or ("the same command goes on from the last checkpoint" if verb in RESUMABLE else "")
+        again = text or ("the same command goes on" if verb in RESUMABLE else "")
         return Failure("interrupted", f"interrupted; {again}" if again else "interrupted", 3)
     if isinstance(error, InputError):
         return Failure("input", text, 2)

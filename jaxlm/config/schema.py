@@ -60,6 +60,7 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
     source: tuple[str, ...] = ("stdlib:",)  # files, folders, globs (.txt .md .rst .py .jsonl[.gz|.zst] .parquet), or stdlib:
     path: str = runtime("")  # directory of existing shards; empty: build them from the source
+    separator: str = ""  # cuts text files into documents, <|endoftext|> or \n\n say; empty: a file is one
     text_field: str = "text"  # the field of .jsonl and .parquet that holds the text
     val_fraction: float = 0.02  # share of documents for validation, by the hash of their bytes
     order_seed: int = 0  # seed of the permutation of training rows
@@ -283,7 +284,8 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
 
     def _judge(self) -> None:
-        self.require(bool(self.name.strip()), "name", "the name of a directory")
+        plain = bool(self.name.strip()) and self.name not in (".", "..") and not {"/", "\\", "\0"}.intersection(self.name)
+        self.require(plain, "name", "the name of a directory below runs/")
         rows = self.train.batch_size // self.train.grad_accum
         shards = self.mesh.data * self.mesh.fsdp
         if rows % shards:

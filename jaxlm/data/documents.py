@@ -23,7 +23,7 @@ from jaxlm.config.schema import DataConfig
 from jaxlm.contract import InputError
 
 STDLIB = "stdlib:"
-WHOLE = (".txt", ".md", ".rst", ".py")  # a file is a document
+WHOLE = (".txt", ".md", ".rst", ".py")  # a file is a document, or several with a separator between them
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")  # a line is a document
 SUFFIXES = (*WHOLE, *LINES, ".parquet")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # no UTF-8 stands for one; JSON can escape half a pair
@@ -62,7 +62,7 @@ def read_documents(cfg: DataConfig, counts: Counts | None = None) -> Iterator[Do
     counts = Counts() if counts is None else counts
     for source in cfg.source:
         here = counts.by_source.setdefault(source, {"documents": 0, "bytes": 0})
-        for raw, origin in _raw(source, cfg.text_field):
+        for raw, origin in _raw(source, cfg):
             text = _text(raw, origin, cfg.strict, counts)
             if not text:
                 counts.empty += 1
@@ -99,7 +99,7 @@ def _text(raw: bytes | str, origin: str, strict: bool, counts: Counts) -> str:
     return repaired
 
 
-def _raw(source: str, text_field: str) -> Iterator[tuple[bytes | str, str]]:
+def _raw(source: str, cfg: DataConfig) -> Iterator[tuple[bytes | str, str]]:
     """Text as it stands and where, of one source."""
     if source == STDLIB:
         yield from _stdlib()
@@ -107,11 +107,22 @@ def _raw(source: str, text_field: str) -> Iterator[tuple[bytes | str, str]]:
     for path in files_of(source):
         name = path.name.lower()
         if name.endswith(WHOLE):
-            yield _read(path, lambda p: p.read_bytes()), str(path)
+            yield from _cut(_read(path, lambda p: p.read_bytes()), str(path), cfg.separator)
         elif name.endswith(".parquet"):
-            yield from _parquet(path, text_field)
+            yield from _parquet(path, cfg.text_field)
         else:
-            yield from _jsonl(path, text_field)
+            yield from _jsonl(path, cfg.text_field)
+
+
+def _cut(raw: bytes, origin: str, separator: str) -> Iterator[tuple[bytes, str]]:
+    """A text file as one document, or as those between separators, in which `\\n`, `\\t` and `\\r` stand for what they name."""
+    if not separator:
+        yield raw, origin
+        return
+    for escape, letter in (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")):
+        separator = separator.replace(escape, letter)
+    for number, part in enumerate(raw.split(separator.encode()), 1):
+        yield part, f"{origin}:{number}"
 
 
 def files_of(source: str) -> list[Path]:

@@ -135,8 +135,9 @@ def build_shards(
         for split, writer in writers.items():
             if len(writer.starts) == 1:
                 raise InputError(
-                    f"--data.val-fraction: expected documents in both splits, found all {counts.documents} in the other than "
-                    f"{split} at {cfg.val_fraction}; give more documents, or another share"
+                    f"--data.val-fraction: expected documents for training and for validation, found {counts.documents} in all "
+                    f"and none for {split} at a share of {cfg.val_fraction}. A text file is one document, unless "
+                    r"--data.separator (<|endoftext|>, or \n\n for paragraphs) cuts it; or give more, or another share"
                 )
             with naming(temporary / f"{split}.index.bin") as index:
                 index.write_bytes(np.asarray(writer.starts, "<i8").tobytes())

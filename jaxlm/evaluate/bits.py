@@ -71,7 +71,7 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
             require(probe, artifact=run.checkpoints.path(run.step))
             for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)
         ]
-        say(f"probes     {len(probes)} passed: {', '.join(probe.name for probe in probes)}")
+        say(f"probes     {len(probes)} passed")
         tally = Tally(count, run.tokenizer.byte_lengths, artifact=run.checkpoints.path(run.step))
         cut = scored_batches(
             stream, batch_size=options.batch_size, context_length=cfg.model.context_length, stride=stride, limit=count
@@ -120,7 +120,7 @@ def _result(cfg: RunConfig, scores: DocumentScores, gzipped: np.ndarray) -> dict
     )
     return {
         "bits_per_byte": float(bits.sum()) / size,
-        "bits_per_byte_ci": list(interval),
+        "bits_per_byte_ci": interval and list(interval),
         "confidence": options.confidence,
         "gzip_bits_per_byte": int(gzipped.sum()) / size,
         "loss": float(scores.nll.sum()) / int(scores.tokens.sum()),

@@ -7,11 +7,12 @@ import numpy as np
 
 def bootstrap_ratio(
     numerator: np.ndarray, denominator: np.ndarray, *, resamples: int, confidence: float, seed: int
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile bootstrap interval of sum(numerator) / sum(denominator), resampling documents with replacement.
 
     Documents, not tokens, are the unit: the tokens of one document are no independent draws. Source: Efron & Tibshirani 1993,
-    section 13.3. Raises ValueError for empty or unequal arrays, for a number that is not finite, and for a denominator of 0.
+    section 13.3. None for a single document, which says nothing of others. Raises ValueError for empty or unequal arrays, for a
+    number that is not finite, and for a denominator of 0.
     """
     n = len(numerator)
     if n == 0 or len(denominator) != n:
@@ -20,6 +21,8 @@ def bootstrap_ratio(
     pairs = np.stack([numerator, denominator]).astype(np.float64)
     if not np.isfinite(pairs).all() or not pairs[1].sum() > 0:
         raise ValueError("expected finite numbers, and a denominator above 0, found others")
+    if n == 1:
+        return None
     shares = np.full(n, 1.0 / n)
     above, below = np.array([pairs @ rng.multinomial(n, shares) for _ in range(resamples)]).T  # one at a time: memory is O(n)
     ratios = above[below > 0] / below[below > 0]

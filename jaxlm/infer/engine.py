@@ -140,10 +140,12 @@ class Engine:
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         longest, context = max(map(len, ids)), self.cfg.context_length
         if longest + max_new_tokens > context:
+            found = f"the prompt has {longest} tokens (BOS included)"
+            if longest >= context:
+                raise InputError(f"{found}; expected fewer than the trained context {context}. Shorten the prompt")
             raise InputError(
-                f"the prompt's {longest} tokens (BOS included) and --max-new-tokens {max_new_tokens} make "
-                f"{longest + max_new_tokens}; expected at most the trained context {context}. "
-                f"Shorten the prompt, or ask for at most {max(context - longest, 0)} tokens"
+                f"{found}, and with --max-new-tokens {max_new_tokens} that makes {longest + max_new_tokens}; expected at most "
+                f"the trained context {context}. Shorten the prompt, or ask for at most {context - longest} tokens"
             )
         rows = [_Row(self.tokenizer, stop) for _ in prompts]
         length = min(context, -(-longest // PREFILL_MULTIPLE) * PREFILL_MULTIPLE)

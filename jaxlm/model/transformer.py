@@ -19,6 +19,7 @@ from jaxlm.model.attention import Mask, attend
 from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
 from jaxlm.model.params import Block, Params, param_specs
 from jaxlm.model.precision import Policy
+from jaxlm.model.spec import named_leaves
 from jaxlm.parallel.rules import PRESETS, AxisRules
 
 
@@ -188,15 +189,42 @@ def forward(
     """Logits_BTV over the vocabulary (unpadded), float32, for ids tokens_BT, int32 [B, T].
 
     mask: causal from position 0 by default; `Mask.packed` for several documents a row. Dropout needs a key.
-    Raises ValueError for ids of the wrong rank or more positions than `context_length`. Ids are not range-checked
-    here, where they may be traced; the batch contract does that (`jaxlm.data.check_batch`).
+    Raises ValueError for parameters of another config, ids that are no integers or of the wrong rank, or more positions than
+    `context_length`; and for ids out of range where they are concrete. Traced ones are not looked at here (JAX clamps them
+    without a word): the batch contract does that (`jaxlm.data.check_batch`).
     """
+    tokens_BT = _checked_ids(tokens_BT, cfg)
     size = check_shape("tokens", tokens_BT, "BT")
     check_length(size["T"], cfg)
+    _check_params(params, cfg)
     mask = Mask.causal(size["B"], size["T"], window=cfg.window) if mask is None else mask
     x_BTD, _, _ = hidden(params, tokens_BT, cfg, mask, policy=policy, rules=rules, dropout_key=dropout_key)
     logits_BTV = project(params, x_BTD, cfg, policy=policy, rules=rules)
     return logits_BTV[..., : cfg.vocab_size]
+
+
+def _check_params(params: Params, cfg: ModelConfig) -> None:
+    """Raise ValueError, naming the first leaf, where the parameters are not those of the config."""
+    wanted = {name: spec.shape for name, spec in named_leaves(param_specs(cfg)).items()}
+    held = {name: tuple(leaf.shape) for name, leaf in named_leaves(params).items()}
+    for name in (*wanted, *held):
+        if wanted.get(name) != held.get(name):
+            raise ValueError(
+                f"params: expected those of the config, {name} {list(wanted.get(name, ())) or 'left out'}, "
+                f"found {list(held.get(name, ())) or 'none'}; make them with init_params, or take the config of their run"
+            )
+
+
+def _checked_ids(tokens_BT: jax.typing.ArrayLike, cfg: ModelConfig) -> jax.Array:
+    """Ids as an array. Raises ValueError for what can be none."""
+    tokens = jnp.asarray(tokens_BT)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.size == 0:
+        raise ValueError(f"tokens: expected at least one integer id, found {tokens.dtype} {list(tokens.shape)}")
+    if not isinstance(tokens, jax.core.Tracer) and tokens.is_fully_addressable:
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= cfg.vocab_size:
+            raise ValueError(f"tokens: expected ids in 0..{cfg.vocab_size - 1}, found ids in {low}..{high}")
+    return tokens
 
 
 def check_length(length: int, cfg: ModelConfig) -> None:

@@ -185,6 +185,8 @@ class _Parts:
 
 def _run(layout: Layout) -> Iterator[Finding]:
     """A run: tokenizer, data, model, the run itself, its logs, checkpoints and evaluations."""
+    if not layout.manifest.exists() and not CheckpointStore(layout.checkpoints).committed():
+        raise InputError(f"{layout.path}: expected a run whose training has begun; `jaxlm train {layout.path}` goes on with it")
     parts = _Parts.of(layout)
     tokenizer, data, run = parts.tokenizer, parts.data, parts.run
     try:
@@ -254,16 +256,17 @@ def _checkpoint(store: CheckpointStore, step: int, parts: _Parts, *, deep: bool 
 
 
 def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
-    """Both logs continue their chains, and the telemetry holds the steps that the newest checkpoint has seen.
+    """Both logs continue their chains, and hold the lines that the newest checkpoint has seen.
 
     A run that has its manifest has begun both logs.
     """
-    busy, mark = layout.in_use(), None
+    busy, steps, events = layout.in_use(), None, None
     for step in reversed(store.committed()):
         if (manifest := _readable(store.path(step))) is not None:
-            mark = Mark(**manifest.facts["telemetry"])
+            steps = Mark(**manifest.facts["telemetry"])
+            events = Mark(**manifest.provenance["events"]) if "events" in manifest.provenance else None
             break
-    for path, at_least in ((layout.telemetry, mark), (layout.events, None)):
+    for path, at_least in ((layout.telemetry, steps), (layout.events, events)):
         if path.is_file() or layout.manifest.is_file():
             yield verify_log(path, contract="telemetry", at_least=at_least, open_end=busy)
 

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxlm.checkpoint import CheckpointStore
 from jaxlm.config.load import config_fingerprint, read_resolved
 from jaxlm.config.schema import RunConfig
@@ -142,7 +144,8 @@ class Run:
     def params(self) -> Params:
         """The parameters of the checkpoint in use, on the default device, each compared with its digest."""
         step = self.checkpoint.facts["step"]
-        params, _ = self.checkpoints.restore(abstract_params(self.config.model), step, below="params")
+        with jax.ensure_compile_time_eval():  # arrays, also where they are first asked for inside of a traced function
+            params, _ = self.checkpoints.restore(abstract_params(self.config.model), step, below="params")
         return params
 
     def telemetry(self) -> list[dict[str, Any]]:

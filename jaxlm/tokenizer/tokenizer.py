@@ -146,6 +146,8 @@ class Tokenizer:
 
     def _encode(self, text: str, allowed: frozenset[str] | None, start: int) -> list[int]:
         """allowed: special tokens that stand for their ids, None: all is text. start: of `text` in the whole, for messages."""
+        if not isinstance(text, str):
+            raise TypeError(f"expected text as str, found {type(text).__name__}")
         finder = special_pattern(self.special_tokens) if allowed is not None else None
         ids: list[int] = []
         at = 0

@@ -27,6 +27,8 @@ def train_tokenizer(
     """
     if isinstance(texts, str):
         raise ValueError("texts: expected an iterable of str, found one str; put it into a list")
+    if not isinstance(vocab_size, int) or isinstance(vocab_size, bool):
+        raise TypeError(f"vocab_size: expected an integer, found {vocab_size!r}")
     wanted = vocab_size - 256 - len(special_tokens)
     if wanted < 0:
         least = 256 + len(special_tokens)

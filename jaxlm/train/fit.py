@@ -188,6 +188,7 @@ class _Session:
     def probe(self) -> dict[str, Probe]:
         """Run every static probe on the state that is about to be trained; raise at the first that fails."""
         began, step = time.monotonic(), int(self.state.step)
+        self.say("probes     compiling and running, before the first step")
         first = self.batch(step)
         self.check(first, step)
         where = self.layout.path
@@ -195,7 +196,7 @@ class _Session:
         for result in run_probes(self.cfg, self.mesh, self.state.params, first, fresh=step == 0):
             results.append(require(result, artifact=where))
         seconds = time.monotonic() - began
-        self.say(f"probes     {len(results)} passed in {duration(seconds)}: {', '.join(p.name for p in results)}")
+        self.say(f"probes     {len(results)} passed in {duration(seconds)}")
         self.event("probes", step=step, seconds=seconds, results={p.name: p.fact() for p in results})
         return {p.name: p for p in results}
 
@@ -298,5 +299,6 @@ class _Session:
             "run": self.manifest.fingerprint,
         }
         metric = validation.loss if validation is not None and np.isfinite(validation.loss) else None
-        self.store.save(self.state, step, facts=facts, parents=parents, metric=metric)
+        provenance = {"events": self.events.mark._asdict()}  # with times in it: no part of the fingerprint
+        self.store.save(self.state, step, facts=facts, parents=parents, metric=metric, provenance=provenance)
         self.event("save", step=step, seconds=time.monotonic() - began)

@@ -138,7 +138,7 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
         say(f"building shards from {', '.join(cfg.data.source)}")
         data = build_shards(cfg.data, tokenizer, path)
         say(f"data       written to {path} in {duration(time.monotonic() - began)}")
-    check(tokenizer.manifest, data.manifest)
+    check(tokenizer.manifest, path)
     _same("data", like, data.manifest, path)
     return Parts(cfg, tokenizer, data)
 

@@ -164,7 +164,7 @@ def initial_loss(bench: Bench) -> Probe:
     cfg, batch = bench.cfg.model, bench.batch
     nll = bench.forward(batch)[1]
     loss = float(nll.sum()) / int(batch.loss_mask.sum())
-    spread = cfg.init_std**2 * cfg.d_model
+    spread = min(cfg.init_std**2 * cfg.d_model, 6.0)  # past this the loss is near ln V no more
     own = cfg.init_std * cfg.d_model if cfg.norm == "post" and cfg.tie_embeddings else 0.0
     repeated = float((batch.labels == batch.tokens)[batch.loss_mask].mean())
     low = math.log(cfg.vocab_size) - own * repeated - 0.5

@@ -51,9 +51,8 @@ class Progress:
         return (len(self._times) - 1) * self.tokens_per_step / max(self._times[-1] - self._times[0], 1e-9)
 
     def start(self, step: int) -> None:
-        """Begin to measure, at `step` steps done."""
+        """Begin, at `step` steps done. The first step compiles, so the speed is measured from its end on."""
         self._times.clear()
-        self._times.append(time.monotonic())
         if self._live is not None:
             self._live.start()
             self._live.update(Text(f"{step}/{self.steps}  compiling the step", no_wrap=True, overflow="ellipsis"))

@@ -29,7 +29,7 @@ SHARE = (nan, -0.1, 1.1, inf)
 
 # Of every field whose type does not say all: values that cannot be.
 IMPOSSIBLE = {
-    "name": ("", "  "),
+    "name": ("", "  ", "../x", "a/b", ".."),
     "tokenizer.vocab_size": (256, 0, -1),
     "tokenizer.special_tokens": ((), ("",), ("<a>", ""), ("<a>", "<b>", "<a>"), ("a",), ("<a>\n",), ("\ud800x",)),
     "tokenizer.train_bytes": AT_LEAST_0,
@@ -90,7 +90,7 @@ IMPOSSIBLE = {
     "eval.confidence": (*SHARE, 0.0, 1.0),
     "eval.seed": AT_LEAST_0,
 }
-ANY_TEXT = {"tokenizer.path", "data.path"}
+ANY_TEXT = {"tokenizer.path", "data.path", "data.separator"}
 
 # Of every field: another value that can be. Kept beside the defaults by `test_every_field_has_another_value`.
 ANOTHER = {

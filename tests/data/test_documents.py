@@ -311,3 +311,13 @@ def test_pages_of_the_web_are_the_same_in_every_form(real_data, tmp_path):
     assert read(f"{source}/*.jsonl.gz") == expected
     for suffix in SUFFIXES:
         assert read(write(tmp_path / f"a{suffix}", expected)) == expected
+
+
+@pytest.mark.parametrize(("separator", "between"), [("<|endoftext|>", "<|endoftext|>"), (r"\n\n", "\n\n")])
+def test_a_separator_cuts_text_files_into_documents(tmp_path, separator, between):
+    (tmp_path / "a.txt").write_bytes(between.join(["one", "", "two\nlines", "three"]).encode())
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": f"four{between}four"}))
+    counts = Counts()
+    cfg = DataConfig(source=(str(tmp_path),), separator=separator)
+    assert [text for text, _ in read_documents(cfg, counts)] == ["one", "two\nlines", "three", f"four{between}four"]
+    assert (counts.documents, counts.empty) == (4, 1)

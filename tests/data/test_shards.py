@@ -257,7 +257,7 @@ def test_a_shard_for_which_there_is_no_room_is_named_and_nothing_is_left(tmp_pat
 def test_an_empty_split_is_refused(tmp_path, texts, tokenizer, share):
     empty = "val" if share < 0.5 else "train"
     cfg = dataclasses.replace(source(tmp_path, texts), val_fraction=share)
-    with pytest.raises(InputError, match=f"--data.val-fraction: .*found all 60 in the other than {empty}"):
+    with pytest.raises(InputError, match=f"--data.val-fraction: .*found 60 in all and none for {empty} .*--data.separator"):
         build_shards(cfg, tokenizer, tmp_path / "out")
     assert files(tmp_path) == ["a.jsonl"]
 

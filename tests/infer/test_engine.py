@@ -188,9 +188,9 @@ def test_rows_end_apart_and_those_that_ended_say_no_more(chain, tok):
 
 def test_a_prompt_and_a_limit_beyond_the_context_are_refused_with_what_would_fit(chain):
     engine, prompt = chain([ord("p")]), "0" * 50  # and BOS; what follows a "0" is id 0 without end
-    with pytest.raises(InputError, match=r"51 tokens.*--max-new-tokens 14 make 65.*context 64.*at most 13 tokens"):
+    with pytest.raises(InputError, match=r"51 tokens.*--max-new-tokens 14 that makes 65.*context 64.*at most 13 tokens"):
         engine.generate(["", prompt], max_new_tokens=14)
-    with pytest.raises(InputError, match=r"101 tokens.*at most 0 tokens"):
+    with pytest.raises(InputError, match=r"101 tokens.*fewer than the trained context 64"):
         next(engine.stream(prompt * 2, max_new_tokens=1))
     assert engine.generate([prompt], max_new_tokens=13, sampling=GREEDY) == [Generation("\0" * 13, [0] * 13, "length")]
 

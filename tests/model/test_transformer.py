@@ -1,6 +1,7 @@
 """The model against float64, option by option; scan, dropout, gradients, padded vocabulary, refusals."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +216,15 @@ def test_a_sequence_longer_than_the_context_is_refused_with_both_lengths(tiny):
 def test_ids_of_another_rank_are_refused(shape, tiny):
     with pytest.raises(ValueError, match=r"tokens: expected shape \[B, T\], found \["):
         forward(None, jnp.zeros(shape, jnp.int32), tiny())
+
+
+def test_ids_that_are_none_and_parameters_of_another_config_are_refused(tiny):
+    cfg = tiny()
+    params = init_params(cfg, jax.random.key(0))
+    for ids, found in (([[37]], "37..37"), ([[-1, 3]], "-1..3"), ([[0.5]], "float32"), (np.zeros((1, 0), int), "at least one")):
+        with pytest.raises(ValueError, match=re.escape(found)):
+            forward(params, ids, cfg)
+    assert forward(params, [[1, 2]], cfg).shape == (1, 2, 37)
+    for other in (dataclasses.replace(cfg, n_layers=cfg.n_layers + 1), dataclasses.replace(cfg, qk_norm=not cfg.qk_norm)):
+        with pytest.raises(ValueError, match="params: expected those of the config, blocks/"):
+            jax.jit(forward, static_argnums=2)(params, jnp.zeros((1, 2), jnp.int32), other)

@@ -305,6 +305,12 @@ def test_all_that_is_damaged_is_reported_not_only_the_first(run_copy):
         assert str(run_copy / name) in found or name in found
 
 
-def test_a_run_that_has_not_begun_is_told_of_its_missing_parts(tmp_path, config):
+def test_a_run_that_has_not_begun_has_nothing_to_check(tmp_path, config):
     (tmp_path / "resolved.json").write_bytes(resolved_json(config))
-    assert {finding.artifact for finding in broken(tmp_path)} >= {str(tmp_path / "tokenizer"), str(tmp_path)}
+    with pytest.raises(InputError, match=f"a run whose training has begun; `jaxlm train {tmp_path}` goes on"):
+        audit(tmp_path)
+
+
+def test_an_emptied_event_log_is_broken_and_named(run_copy):
+    (run_copy / "events.jsonl").write_bytes(b"")
+    assert str(run_copy / "events.jsonl") in {finding.artifact for finding in broken(run_copy)}

@@ -180,3 +180,10 @@ def test_the_run_contract_holds_config_model_probes_and_parents(finished):
     assert all(probe["passed"] for probe in facts["probes"].values())
     assert set(run.manifest.parents) == {"tokenizer", "data"}
     assert list(run.manifest.files) == ["resolved.json"]
+
+
+def test_parameters_first_asked_for_inside_of_a_traced_function_are_arrays(finished):
+    run = Run.load(finished)
+    double = jax.jit(lambda x: x * run.params.embed[0, 0])
+    for shape in ((1,), (2,)):
+        np.testing.assert_allclose(double(np.ones(shape, np.float32)), run.params.embed[0, 0], rtol=1e-6)
