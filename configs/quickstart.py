@@ -1,7 +1,7 @@
 """jaxlm quickstart
 
-About four minutes of training on two CPU cores. Expect about 1.7 bits per byte on validation text, where `gzip -9` of each
-document needs about 2.0.
+About five minutes on two CPU cores, four of them training. Expect about 1.86 bits per byte on the validation text of Python
+3.13's standard library, where `gzip -9` of each document needs 2.13.
 """
 
 from jaxlm.config.schema import (

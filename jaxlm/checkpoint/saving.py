@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from jaxlm.checkpoint.arrays import write_arrays
 from jaxlm.checkpoint.leaves import HostLeaf
 from jaxlm.checkpoint.verifying import KIND, STATE, read_leaves
 from jaxlm.contract import Manifest, record_files, sync_below
+
+BLOCK = 4096  # bytes in which file systems count
 
 
 class SaveError(RuntimeError):
@@ -52,6 +56,10 @@ class Save:
         """
         try:
             temporary.mkdir(parents=True)
+            # Asked beforehand: on a disk that fills up under it, tensorstore prints tracebacks of its own threads. A leaf takes
+            # two small files and up to a block more than its bytes.
+            if shutil.disk_usage(temporary).free < self.bytes + 3 * BLOCK * len(self.leaves):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
             records = {name: leaf.record() for name, leaf in self.leaves.items()}
             write_arrays(temporary / STATE, {name: leaf.data for name, leaf in self.leaves.items()})
             # Orbax may cast or drop without a word: what is committed has been read back.

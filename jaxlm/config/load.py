@@ -178,8 +178,7 @@ def describe(config: RunConfig) -> list[str]:
     if model.kv_heads != model.n_heads:
         attention += f" over {model.kv_heads} key/value heads"
     keep = config.checkpoint
-    meet = f"where a save (every {keep.every}) meets a validation (every {config.eval.every})"
-    best = f", and the best {keep.keep_best}, judged {meet}" if keep.keep_best else ""
+    best = f", and the best {keep.keep_best} of those at a validation" if keep.keep_best else ""
     return [
         f"config     {config_fingerprint(config)[:12]}",
         f"shape      {model.n_layers} layers, width {model.d_model}, {attention}, {model.ffn} {model.ff_width}, "
