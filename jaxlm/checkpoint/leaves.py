@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.contract import ContractError
+from jaxlm.model.spec import named_leaves
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,6 @@ def leaf_sha256(data: np.ndarray, shape: tuple[int, ...], dtype: str) -> str:
     # ml_dtypes' arrays have no buffer that hashlib takes, their bytes have; the view copies nothing.
     digest.update(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of `tree` by name, in the order of the tree. Raises ValueError where two leaves share a name."""
-    named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
-        if name in named:
-            raise ValueError(f"two leaves are named {name!r}: expected one name for one leaf; rename a key of the tree")
-        named[name] = leaf
-    return named
 
 
 def shape_dtype(name: str, leaf: Any) -> tuple[tuple[int, ...], str]:

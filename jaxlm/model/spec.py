@@ -12,10 +12,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxlm.contract import fingerprint
-from jaxlm.parallel.rules import AxisRules, sharding
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,18 @@ def is_spec(leaf: Any) -> bool:
 
 
 def path_name(key_path: tuple[Any, ...]) -> str:
-    """A key path as the public name of a leaf: `blocks/wq`."""
-    return "/".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in key_path)
+    """A key path as the public name of a leaf: `blocks/wq`; `.` for a tree that is a leaf."""
+    return jax.tree_util.keystr(key_path, simple=True, separator="/") or "."
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by name, in tree order; `ParamSpec` counts as a leaf."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_spec)
-    return {path_name(path): leaf for path, leaf in leaves}
+    """The leaves of `tree` by name, in the order of the tree. Raises ValueError where two leaves share a name."""
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if (name := path_name(path)) in named:
+            raise ValueError(f"two leaves are named {name!r}: expected one name for one leaf; rename a key of the tree")
+        named[name] = leaf
+    return named
 
 
 def leaf_key(key: jax.Array, path: str) -> jax.Array:
@@ -70,11 +72,6 @@ def init_tree(specs: Any, key: jax.Array) -> Any:
 def abstract_tree(specs: Any) -> Any:
     """`jax.ShapeDtypeStruct` at every leaf."""
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), specs, is_leaf=is_spec)
-
-
-def sharding_tree(specs: Any, rules: AxisRules, mesh: Mesh) -> Any:
-    """`NamedSharding` at every leaf."""
-    return jax.tree.map(lambda s: sharding(mesh, rules.weight(s.dims)), specs, is_leaf=is_spec)
 
 
 def spec_sha256(specs: Any) -> str:

@@ -13,7 +13,7 @@ import pytest
 from flax import struct
 
 from jaxlm.checkpoint import LeafRecord, NonFinite, first_nonfinite, leaf_records
-from jaxlm.checkpoint.leaves import SHOWN, fill, host_leaves, leaf_sha256, named_leaves, require_match
+from jaxlm.checkpoint.leaves import SHOWN, fill, host_leaves, leaf_sha256, require_match
 from jaxlm.contract import ContractError
 
 
@@ -21,17 +21,6 @@ from jaxlm.contract import ContractError
 class Node:
     weight: Any
     bias: Any = None
-
-
-def test_names_are_key_paths_and_none_and_empty_containers_are_structure():
-    tree = {"b": [np.zeros(1), (np.zeros(2), {})], "a": Node(np.zeros(3)), "none": None}
-    assert list(named_leaves(tree)) == ["a/weight", "b/0", "b/1/0"]
-    assert list(named_leaves(np.zeros(1))) == ["."]
-
-
-def test_two_leaves_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"two leaves are named 'a/b'.*rename a key"):
-        named_leaves({"a/b": np.zeros(1), "a": {"b": np.zeros(1)}})
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [("<f4", (2, 3)), ("<i8", ()), ("|b1", (4,)), ("<f2", (0, 5))])

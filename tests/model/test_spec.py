@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.model.params import Params
 from jaxlm.model.spec import ParamSpec, abstract_tree, count_params, init_tree, leaf_key, named_leaves, spec_sha256
 
 SPECS = {
@@ -19,6 +20,17 @@ def test_leaves_are_named_by_their_path_in_tree_order():
     assert list(named_leaves(SPECS)) == ["a/0", "b/gain", "b/w"]
     assert named_leaves(SPECS)["b/w"].dims == "DF"
     assert count_params(SPECS) == 2056
+
+
+def test_names_are_key_paths_and_none_and_empty_containers_are_structure():
+    tree = {"b": [np.zeros(1), (np.zeros(2), {})], "a": Params(np.zeros(3), None, None, None), "none": None}
+    assert list(named_leaves(tree)) == ["a/embed", "b/0", "b/1/0"]
+    assert list(named_leaves(np.zeros(1))) == ["."]
+
+
+def test_two_leaves_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"two leaves are named 'a/b'.*rename a key"):
+        named_leaves({"a/b": np.zeros(1), "a": {"b": np.zeros(1)}})
 
 
 def test_initial_values_follow_the_spec():
