@@ -125,7 +125,7 @@ def test_a_reproduction_compares_tokenizer_and_data_with_the_original(finished, 
     assert (again.path / "telemetry.jsonl").read_bytes() == (finished / "telemetry.jsonl").read_bytes()
     assert again.manifest.fingerprint == original.manifest.fingerprint
     with pytest.raises(ContractError, match="data of the run to reproduce"):
-        fit(replaced(tiny_config(), "data", max_bytes=120_000), out=tmp_path / "other", like=original, say=quiet)
+        fit(replaced(tiny_config(), "data", order_seed=7), out=tmp_path / "other", like=original, say=quiet)
 
 
 @pytest.fixture
