@@ -20,7 +20,7 @@ from jaxlm.run import Run, audit
 from jaxlm.train import fit
 from tests.conftest import tiny_config
 
-STEPS, EVERY = 40, 4
+STEPS, EVERY = 120, 4
 PATIENCE = 240.0  # seconds until a process that hangs is an error
 
 
