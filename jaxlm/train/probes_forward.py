@@ -31,9 +31,9 @@ def _others(bench: Bench, tokens: np.ndarray, where: np.ndarray) -> np.ndarray:
 def ids_in_range(bench: Bench) -> Probe:
     """Every id, and every supervised label, is an id of the tokenizer. JAX clamps what is not, without a word."""
     vocab = bench.cfg.model.vocab_size
-    labels = bench.batch.labels[bench.batch.loss_mask]
-    low = min(int(bench.batch.tokens.min()), int(labels.min(initial=0)))
-    high = max(int(bench.batch.tokens.max()), int(labels.max(initial=0)))
+    labels = bench.full.labels[bench.full.loss_mask]
+    low = min(int(bench.full.tokens.min()), int(labels.min(initial=0)))
+    high = max(int(bench.full.tokens.max()), int(labels.max(initial=0)))
     return Probe("ids_in_range", low >= 0 and high < vocab, f"ids in 0..{vocab - 1}", f"ids in {low}..{high}")
 
 

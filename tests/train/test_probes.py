@@ -150,10 +150,11 @@ def test_labels_shifted_by_none_or_two_are_seen():
         assert failed(forward.labels_shifted_by_one(bench(batch=wrong)))
 
 
+@pytest.mark.parametrize("at", [5, 500])
 @pytest.mark.parametrize("bad", [-1, 50, 4000])
-def test_ids_out_of_range_are_seen(bad):
+def test_ids_out_of_range_are_seen_wherever_they_stand(bad, at):
     batch = real_batch()
-    batch.tokens[1, 5] = bad
+    batch.tokens[1, at] = bad
     assert failed(forward.ids_in_range(bench(batch=batch)))
 
 
