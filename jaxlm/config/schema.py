@@ -38,7 +38,7 @@ class TokenizerConfig(Section):
     section: ClassVar[str] = "tokenizer"
     path: str = runtime("")  # directory of an existing tokenizer; empty: train one on the data's source
     vocab_size: int = 4096  # tokens in all: 256 bytes, the merges, the special tokens
-    pattern: Literal["gpt2", "cl100k"] = "gpt2"  # pre-token pattern
+    pattern: Literal["gpt2", "cl100k", "cl100k_base", "o200k"] = "gpt2"  # pre-token pattern
     ties: Literal["bytes", "ids"] = "bytes"  # between equally frequent pairs: greatest byte strings, or smallest ids
     special_tokens: tuple[str, ...] = ("<|endoftext|>",)  # the first one opens and closes every document
     train_bytes: int = 16_000_000  # bytes of text that the merges are trained on; 0: all

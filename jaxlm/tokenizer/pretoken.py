@@ -1,7 +1,11 @@
 """Pre-tokens: the pieces of text that merges never cross, by a regular expression; and where a text can be cut.
 
-The patterns are those of GPT-2 (Radford et al. 2019) and of cl100k (OpenAI 2022). `\\s` is written as the Unicode property
-White_Space, since Python counts the separators U+001C..U+001F to it and other implementations do not.
+The patterns are those of GPT-2 (Radford et al. 2019), of cl100k as it was published (OpenAI 2022) and as Llama 3 and others use
+it, of cl100k_base as tiktoken has it since version 0.6 (white space at the end of the text is one pre-token, line ends or not),
+and of o200k (OpenAI 2024). `\\s` is written as the Unicode property White_Space, since Python counts the separators
+U+001C..U+001F to it and other implementations do not.
+
+This is the definition; the compiled and the vectorised paths are held against it.
 """
 
 from __future__ import annotations
@@ -11,10 +15,14 @@ from collections.abc import Iterable, Iterator
 
 import regex
 
-from jaxlm.tokenizer.unicode import mask_later
+from jaxlm.tokenizer.unicode import represent
 
 _SPACE = r"\p{White_Space}"
 _NOT_SPACE = r"\P{White_Space}"
+
+_UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+_LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
 PATTERNS: dict[str, str] = {
     "gpt2": (
@@ -34,13 +42,32 @@ PATTERNS: dict[str, str] = {
         rf"|{_SPACE}+(?!{_NOT_SPACE})"
         rf"|{_SPACE}+"
     ),
+    "cl100k_base": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+        r"|\p{N}{1,3}"
+        rf"| ?[^{_SPACE}\p{{L}}\p{{N}}]+[\r\n]*"
+        rf"|{_SPACE}+\Z"
+        rf"|{_SPACE}*[\r\n]+"
+        rf"|{_SPACE}+(?!{_NOT_SPACE})"
+        rf"|{_SPACE}+"
+    ),
+    "o200k": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}?"
+        rf"|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}?"
+        r"|\p{N}{1,3}"
+        rf"| ?[^{_SPACE}\p{{L}}\p{{N}}]+[\r\n/]*"
+        rf"|{_SPACE}*[\r\n]+"
+        rf"|{_SPACE}+(?!{_NOT_SPACE})"
+        rf"|{_SPACE}+"
+    ),
 }
 
-# Between these neighbours text can be cut, and no pre-token changes on either side, whatever stands elsewhere: in both patterns
-# a run of letters or of numbers ends its pre-token, no pre-token goes from a non-space to a space that is no line end, no
-# alternative looks behind, and the one that looks ahead begins with a space.
+# Between these neighbours text can be cut, and no pre-token changes on either side, whatever stands elsewhere: in every pattern
+# a run of numbers ends its pre-token, a run of letters is followed by marks or a contraction or ends it, no pre-token goes from
+# a non-space to a space that is no line end, no alternative looks behind, and those that look ahead begin with a space.
 _CUT = (
-    r"(?r)(?<=\p{L})(?=\P{L})|(?<=\p{N})(?=\P{N})"
+    r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])|(?<=\p{N})(?=\P{N})"
     rf"|(?<={_NOT_SPACE})(?=[{_SPACE}--\r\n])"
 )
 
@@ -55,10 +82,10 @@ def compiled(name: str) -> regex.Pattern[str]:
 
 def split(text: str, pattern: str) -> list[str]:
     """The pre-tokens of `text`, which joined are `text` again. pattern: a name in `PATTERNS`."""
-    masked = mask_later(text)
-    if masked is text:
+    like = represent(text)
+    if like is text:
         return compiled(pattern).findall(text)
-    return [text[slice(*match.span())] for match in compiled(pattern).finditer(masked)]
+    return [text[slice(*match.span())] for match in compiled(pattern).finditer(like)]
 
 
 @functools.cache
@@ -99,7 +126,7 @@ def pieces(chunks: Iterable[str], special_tokens: tuple[str, ...], *, size: int)
 
 def last_cut(text: str, end: int, finder: regex.Pattern[str] | None) -> int:
     """The last place before `end` to cut, 0 where there is none. What `finder` finds is never cut."""
-    found = _cut().search(mask_later(text), 0, max(end, 0))
+    found = _cut().search(represent(text), 0, max(end, 0))
     cut = found.start() if found else 0
     for match in finder.finditer(text) if finder else ():
         if match.start() < cut < match.end():

@@ -1,45 +1,57 @@
-"""Which code points are letters and numbers: those of Unicode 16.0, whatever version the `regex` module knows.
+"""Classes of code points, as Unicode 16.0 has them, whatever version Python or the `regex` module knows.
 
 A letter that a later version adds would move the boundaries of pre-tokens, and so the ids of the same text, with the version
-of a library. Before text is split, such code points are masked by a noncharacter, which no version will ever assign. (The 25
-code points of White_Space have not changed since Unicode 6.3.)
+of a library. The table is `unicode_16.txt`, made once by `scripts/make_unicode_table.py`.
 """
 
 from __future__ import annotations
 
-import re
+import functools
+from pathlib import Path
 
-MASK = "\uffff"
+import numpy as np
 
-# Letters and numbers that came after 16.0, in hexadecimal: the difference between the classes L and N of `regex` 2026.11.15 and
-# those of Unicode 16.0. Most are single additions to old blocks; the long ranges are new scripts and ideographs.
-_LATER_LOW = "0558 058B-058C 088F 0C5C 0CDC 208F 209D-209F A7CE-A7CF A7D2 A7D4 A7DD A7E2 A7F1 AB6C-AB6D"  # below U+10000
-_LATER_HIGH = (
-    "107BB-107BF 10940-10959 10EC5-10EC7 10ED9-10EEE 11B0A 11DB0-11DDB 11DE0-11DE9 11DF1 1246F 12475-1247F 12550-12686 "
-    "16EA0-16EB8 16EBB-16ED3 16FF2-16FF6 187F8-187FF 18CD6-18CDA 18D09-18D20 18D80-18DF2 18E00-19191 191A0-191D2 1B123-1B128 "
-    "1B168 1D6A6 1DF1F-1DF24 1DF2B-1DF81 1DF90-1DF96 1DFCD-1DFFF 1E6C0-1E6DE 1E6E0-1E6E2 1E6E4-1E6E5 1E6E7-1E6ED 1E6F0-1E6F4 "
-    "1E6FE-1E6FF 2B73A-2B73F 2B81E 2CEA2-2CEAD 323B0-33479 3D000-3FC3F"
-)
+OTHER, UPPER, LOWER, CASELESS, MARK, NUMBER, SPACE, NEWLINE = range(8)
+CODES = 0x110000
 
-
-def _members(ranges: str) -> str:
-    """'0558 058B-058C' as the inside of a character class of `re`."""
-    return re.sub(r"[0-9A-F]+", lambda digits: f"\\U{int(digits[0], 16):08x}", ranges).replace(" ", "")
+_LETTERS = {"U": UPPER, "l": LOWER, "c": CASELESS, "m": MARK, "n": NUMBER, "s": SPACE, "r": NEWLINE}
+# One code point of each class that is in it in every version, and plays no part of its own in any pattern.
+_REPRESENTATIVES = ("!", "A", "a", "\u00aa", "\u0300", "0", "\t", "\n")
+_LONG_S = 0x17F  # is an s where case does not matter, in contractions
 
 
-# `re` looks a class below U+10000 up in a bitmap (some 150 MB/s), but walks through the ranges of one above (some 10 MB/s);
-# hence the latter only in texts that have anything above at all.
-_LOW = re.compile(f"[{_members(_LATER_LOW)}]")
-_HIGH = re.compile(f"[{_members(_LATER_HIGH)}]")
-_ABOVE = re.compile("[\U00010000-\U0010ffff]")
+@functools.cache
+def classes() -> np.ndarray:
+    """The class of every code point, uint8 [0x110000], read-only; surrogates and unassigned ones are OTHER."""
+    table = np.zeros(CODES, np.uint8)
+    for line in Path(__file__).with_name("unicode_16.txt").read_text("ascii").splitlines():
+        if not line.startswith("#"):
+            name, *ranges = line.split()
+            for item in ranges:
+                first, _, last = item.partition("-")
+                table[int(first, 16) : int(last or first, 16) + 1] = _LETTERS[name]
+    table.setflags(write=False)
+    return table
 
 
-def mask_later(text: str) -> str:
-    """`text` with every letter and number that is none in Unicode 16.0 replaced by U+FFFF; as long as `text`."""
+def code_points(text: str) -> np.ndarray:
+    """The code points of `text`, uint32 [len(text)], lone surrogates included."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+@functools.cache
+def _stand_ins() -> np.ndarray:
+    table = np.array([ord(c) for c in _REPRESENTATIVES], np.uint32)[classes()]
+    table[:128] = np.arange(128)
+    table[_LONG_S] = _LONG_S
+    return table
+
+
+def represent(text: str) -> str:
+    """`text` with every code point outside of ASCII replaced by one of its class, which all versions agree on; as long as `text`.
+
+    The patterns find in it what they would find in `text`, if their library had Unicode 16.0.
+    """
     if text.isascii():
         return text
-    if _LOW.search(text):
-        text = _LOW.sub(MASK, text)
-    if _ABOVE.search(text) and _HIGH.search(text):
-        text = _HIGH.sub(MASK, text)
-    return text
+    return _stand_ins()[code_points(text)].astype("<u4").tobytes().decode("utf-32-le")

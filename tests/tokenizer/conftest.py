@@ -10,12 +10,23 @@ import tiktoken
 
 from jaxlm.tokenizer import Tokenizer, train_tokenizer
 
-# As OpenAI publishes them, with `\s`.
+# As OpenAI publishes them, with `\s`; that of cl100k in its first form, and in the one tiktoken has now.
 PUBLISHED = {
     "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
     "cl100k": (
         r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
         r"""|\s+(?!\S)|\s+"""
+    ),
+    "cl100k_base": (
+        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"""
+        r"""|\s+(?!\S)|\s"""
+    ),
+    "o200k": "|".join(
+        [
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+            r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+        ]
     ),
 }
 SCRIPTS = (
@@ -40,7 +51,7 @@ def stdlib_texts() -> list[str]:
     return [p.read_bytes().decode(errors="replace") for p in paths] + [SCRIPTS * 20]
 
 
-@pytest.fixture(scope="session", params=("gpt2", "cl100k"))
+@pytest.fixture(scope="session", params=("gpt2", "cl100k", "cl100k_base", "o200k"))
 def trained(request: pytest.FixtureRequest, stdlib_texts: list[str]) -> Tokenizer:
     """A tokenizer of 1500 ids, for each pattern."""
     return train_tokenizer(
