@@ -17,7 +17,19 @@ import unicodedata2
 
 VERSION = "16.0.0"
 OUT = Path(__file__).resolve().parent.parent / "jaxlm" / "tokenizer" / "unicode_16.txt"
-CLASSES = {"Lu": "U", "Lt": "U", "Ll": "l", "Lm": "c", "Lo": "c", "Mn": "m", "Mc": "m", "Me": "m", "Nd": "n", "Nl": "n", "No": "n"}
+CLASSES = {
+    "Lu": "U",
+    "Lt": "U",
+    "Ll": "l",
+    "Lm": "c",
+    "Lo": "c",
+    "Mn": "m",
+    "Mc": "m",
+    "Me": "m",
+    "Nd": "n",
+    "Nl": "n",
+    "No": "n",
+}
 # White_Space is no general category: these 25 code points (PropList.txt), the same since Unicode 6.3.
 WHITE_SPACE = {*range(0x9, 0xE), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
 HEAD = f"""\

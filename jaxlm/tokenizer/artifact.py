@@ -11,7 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxlm.contract import ContractError, FileRecord, Manifest, fingerprint
+from jaxlm.tokenizer.vocabulary import Vocabulary
 
 KIND = "tokenizer"
 FILE = "bpe.json"
@@ -31,19 +34,42 @@ PROBE = (
 )
 
 
-def serialise(*, pattern: str, special_tokens: Sequence[str], merges: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The content of `bpe.json`: one merge a line, the same bytes for the same tokenizer."""
-    lines = ",\n".join(f"  {json.dumps([a.hex(), b.hex()])}" for a, b in merges)
-    head = f' "pattern": {json.dumps(pattern)},\n "special_tokens": {json.dumps(list(special_tokens))},\n'
-    return f'{{\n "format": 1,\n{head} "merges": [\n{lines}\n ]\n}}\n'.encode()
+def serialise(*, pattern: str, vocabulary: Vocabulary) -> bytes:
+    """The content of `bpe.json`: one merge a line, the same bytes for the same tokenizer.
+
+    Format 1 where ids follow from the order of everything; else format 2, which states them: those of bytes and merges as runs
+    [first, count], those of special tokens one by one.
+    """
+    special = vocabulary.special_ids
+    head = {"format": 1, "pattern": pattern, "special_tokens": list(special)}
+    if not vocabulary.is_plain:
+        head = {"format": 2, "pattern": pattern, "special_tokens": special, "ids": _runs(vocabulary.ids)}
+    fields = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
+    lines = ",\n".join(f"  {json.dumps([a.hex(), b.hex()])}" for a, b in vocabulary.merges)
+    return f'{{\n{fields} "merges": [\n{lines}\n ]\n}}\n'.encode()
+
+
+def _runs(ids: np.ndarray) -> list[list[int]]:
+    """Runs of consecutive ids, [first, count] each."""
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
+    return [[int(ids[start]), int(count)] for start, count in zip(starts, np.diff(starts, append=len(ids)), strict=True)]
 
 
 def parse(raw: bytes, *, artifact: object) -> dict[str, Any]:
-    """pattern, special_tokens and merges from the content of `bpe.json`. Raises ContractError for anything else."""
+    """pattern, special_tokens, ids and merges from the content of `bpe.json`. Raises ContractError for anything else."""
     try:
         body = json.loads(raw)
+        if body["format"] not in (1, 2):
+            raise ValueError(f"format {body['format']!r}")
         merges = [(bytes.fromhex(a), bytes.fromhex(b)) for a, b in body["merges"]]
-        return {"pattern": body["pattern"], "special_tokens": tuple(body["special_tokens"]), "merges": merges}
+        special = body["special_tokens"]
+        ids = body.get("ids")
+        return {
+            "pattern": body["pattern"],
+            "special_tokens": special if isinstance(special, dict) else tuple(special),
+            "ids": ids and [first + i for first, count in ids for i in range(count)],
+            "merges": merges,
+        }
     except (ValueError, KeyError, TypeError) as error:
         remedy = "Restore it from a copy, or train the tokenizer again."
         raise ContractError(KIND, artifact=artifact, expected="a tokenizer", found=repr(error), remedy=remedy) from None
@@ -58,6 +84,7 @@ def facts_of(
     probe_ids: Sequence[int],
     probe_pretokens: Sequence[str],
     vocab: dict[int, bytes],
+    vocab_size: int,
 ) -> dict[str, Any]:
     """The facts that the layers below rely on.
 
@@ -67,7 +94,7 @@ def facts_of(
     first = next(iter(special_ids), None)
     rule = f"bos, text, eos; bos = eos = {first}" if first is not None else "text alone"
     return {
-        "vocab_size": len(vocab),
+        "vocab_size": vocab_size,
         "pattern": pattern,
         "pattern_sha256": hashlib.sha256(pattern_text.encode()).hexdigest(),
         "merges_sha256": fingerprint([[a.hex(), b.hex()] for a, b in merges]),
@@ -76,7 +103,7 @@ def facts_of(
         "bos_id": special_ids.get(first) if first is not None else None,
         "eos_id": special_ids.get(first) if first is not None else None,
         "probe_sha256": fingerprint([list(probe_ids), list(probe_pretokens)]),
-        "bytes_per_id_sha256": fingerprint([vocab[token].hex() for token in range(len(vocab))]),
+        "bytes_per_id_sha256": fingerprint([vocab[i].hex() if i in vocab else None for i in range(vocab_size)]),
     }
 
 

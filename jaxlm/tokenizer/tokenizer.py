@@ -17,59 +17,60 @@ import numpy as np
 
 from jaxlm.contract import ContractError, Manifest, new_artifact, plain
 from jaxlm.tokenizer.artifact import FILE, KIND, PROBE, facts_of, manifest_of, parse, serialise
-from jaxlm.tokenizer.merging import Pair, merge
+from jaxlm.tokenizer.portable import Portable
 from jaxlm.tokenizer.pretoken import PATTERNS, compiled, pieces, special_pattern, split
+from jaxlm.tokenizer.vocabulary import Vocabulary
 
-CACHE = 1 << 18  # pre-tokens whose ids are remembered
 PIECE = 1 << 16  # characters that `encode_iterable` collects before it looks for a place to cut
 
 
 class Tokenizer:
     """Byte-level BPE. Made by `train_tokenizer`, `Tokenizer.from_merges` or `Tokenizer.load`; never changed afterwards.
 
-    merges: pairs of bytes in order of rank. special_tokens: texts with ids of their own; the first one opens and closes
-    every document (`bos_id`, `eos_id`). pattern: a name in `PATTERNS`.
+    merges: pairs of bytes in order of rank. special_tokens: texts with ids of their own, or texts and their ids; the first one
+    opens and closes every document (`bos_id`, `eos_id`). pattern: a name in `PATTERNS`. ids: of the 256 bytes, then of what the
+    merges make, in order; 0, 1, 2, ... by default.
     """
 
     def __init__(
         self,
         merges: Sequence[tuple[bytes, bytes]],
-        special_tokens: Sequence[str],
+        special_tokens: Sequence[str] | Mapping[str, int],
         pattern: str,
         *,
+        ids: Sequence[int] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ):
         compiled(pattern)
-        special_tokens = _checked(special_tokens)
-        self.merges = [(bytes(a), bytes(b)) for a, b in merges]
-        self.special_tokens, self.pattern = special_tokens, pattern
-        self.vocab, self._product = _vocabulary(self.merges)
-        self.special_ids = {token: len(self.vocab) + i for i, token in enumerate(special_tokens)}
-        self.vocab |= {i: token.encode() for token, i in self.special_ids.items()}
+        self.vocabulary = Vocabulary.of(merges, special_tokens, ids)
+        self.merges, self.vocab, self.special_ids = self.vocabulary.merges, self.vocabulary.vocab, self.vocabulary.special_ids
+        self.special_tokens, self.pattern = tuple(self.special_ids), pattern
         self._provenance = dict(provenance or {})
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._portable = Portable(self.vocabulary, pattern)
 
     @classmethod
     def from_merges(
-        cls, merges: Sequence[tuple[bytes, bytes]], special_tokens: Sequence[str] = ("<|endoftext|>",), pattern: str = "gpt2"
+        cls,
+        merges: Sequence[tuple[bytes, bytes]],
+        special_tokens: Sequence[str] | Mapping[str, int] = ("<|endoftext|>",),
+        pattern: str = "gpt2",
+        *,
+        ids: Sequence[int] | None = None,
     ) -> Tokenizer:
-        """A tokenizer from its merges. Raises ValueError where a merge joins what no earlier one made."""
-        return cls(merges, special_tokens, pattern)
+        """A tokenizer from its merges. Raises ValueError where a merge joins what no earlier one made, or ids do not fit."""
+        return cls(merges, special_tokens, pattern, ids=ids)
 
     # ---- what it is ----------------------------------------------------------------------------------------------
 
     @property
     def vocab_size(self) -> int:
-        """Ids in all: 256 bytes, the merges, the special tokens."""
-        return len(self.vocab)
+        """One more than the largest id: 256 bytes, the merges, the special tokens, and gaps where the ids have any."""
+        return self.vocabulary.size
 
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of text that each id stands for, int32 [V], read-only; 0 for special tokens."""
-        special = set(self.special_ids.values())
-        lengths = np.array([0 if i in special else len(self.vocab[i]) for i in range(self.vocab_size)], np.int32)
-        lengths.setflags(write=False)
-        return lengths
+        """Bytes of text that each id stands for, int32 [V], read-only; 0 for special tokens and for what is no id."""
+        return self.vocabulary.byte_lengths()
 
     @property
     def bos_id(self) -> int:
@@ -94,6 +95,7 @@ class Tokenizer:
             probe_ids=self.encode(PROBE, allowed_special="all"),
             probe_pretokens=split(PROBE, self.pattern),
             vocab=self.vocab,
+            vocab_size=self.vocab_size,
         )
         return manifest_of(self._content(), facts, self._provenance)
 
@@ -103,13 +105,13 @@ class Tokenizer:
         return self.manifest.fingerprint
 
     def _content(self) -> bytes:
-        return serialise(pattern=self.pattern, special_tokens=self.special_tokens, merges=self.merges)
+        return serialise(pattern=self.pattern, vocabulary=self.vocabulary)
 
     # ---- text to ids ---------------------------------------------------------------------------------------------
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of `text`, in which special tokens are text like any other. Raises ValueError for a lone surrogate."""
-        return self._encode(text, None, 0)
+        return self._encode(text, None, 0).tolist()
 
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
         """Ids of `text`. allowed_special: special tokens that stand for their ids, or "all".
@@ -117,7 +119,11 @@ class Tokenizer:
         Raises ValueError where the text holds another special token (text from outside must not steer the model), or a lone
         surrogate, which no UTF-8 stands for.
         """
-        return self._encode(text, self._allowed(allowed_special), 0)
+        return self._encode(text, self._allowed(allowed_special), 0).tolist()
+
+    def encode_to_numpy(self, text: str, allowed_special: Collection[str] | None = None) -> np.ndarray:
+        """Ids of `text` as int32, without the price of a list: those of `encode`, or of `encode_ordinary` for None."""
+        return self._encode(text, None if allowed_special is None else self._allowed(allowed_special), 0)
 
     def encode_batch(self, texts: Iterable[str], allowed_special: Collection[str] = ()) -> list[list[int]]:
         """`encode` of each text."""
@@ -133,7 +139,7 @@ class Tokenizer:
         """
         allowed, start = self._allowed(allowed_special), 0
         for piece in pieces(chunks, self.special_tokens, size=PIECE):
-            yield from self._encode(piece, allowed, start)
+            yield from self._encode(piece, allowed, start).tolist()
             start += len(piece)
 
     def _allowed(self, allowed_special: Collection[str]) -> frozenset[str]:
@@ -144,50 +150,37 @@ class Tokenizer:
             raise ValueError(f"allowed_special: expected some of {self.special_tokens}, found {sorted(unknown)}")
         return allowed
 
-    def _encode(self, text: str, allowed: frozenset[str] | None, start: int) -> list[int]:
+    def _encode(self, text: str, allowed: frozenset[str] | None, start: int) -> np.ndarray:
         """allowed: special tokens that stand for their ids, None: all is text. start: of `text` in the whole, for messages."""
         if not isinstance(text, str):
             raise TypeError(f"expected text as str, found {type(text).__name__}")
-        finder = special_pattern(self.special_tokens) if allowed is not None else None
-        ids: list[int] = []
-        at = 0
+        finder = None
+        if allowed is not None and any(token in text for token in self.special_tokens):
+            finder = special_pattern(self.special_tokens)
         try:
-            for match in finder.finditer(text) if finder else ():
+            if finder is None:
+                return self._portable.encode(text)
+            parts, at = [], 0
+            for match in finder.finditer(text):
                 if allowed is not None and match[0] not in allowed:
                     raise ValueError(
                         f"expected text without special tokens, found {match[0]!r} at character {start + match.start()}; "
                         "allow it with allowed_special, or encode it as text with encode_ordinary"
                     )
-                self._append(ids, text[at : match.start()])
-                ids.append(self.special_ids[match[0]])
+                parts += [self._portable.encode(text[at : match.start()]), np.array([self.special_ids[match[0]]], np.int32)]
                 at = match.end()
-            self._append(ids, text[at:])
+            return np.concatenate([*parts, self._portable.encode(text[at:])])
         except UnicodeEncodeError:
             where = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
             raise ValueError(
                 f"expected Unicode text, found the lone surrogate U+{ord(text[where]):04X} at character {start + where}, "
                 "which no UTF-8 stands for; read the text with errors='replace'"
             ) from None
-        return ids
-
-    def _append(self, ids: list[int], text: str) -> None:
-        """Append the ids of a text without special tokens. Raises UnicodeEncodeError for a lone surrogate."""
-        cache = self._cache
-        for pretoken in split(text, self.pattern):
-            known = cache.get(pretoken)
-            ids.extend(self._pretoken(pretoken) if known is None else known)
-
-    def _pretoken(self, pretoken: str) -> tuple[int, ...]:
-        ids = tuple(merge(list(pretoken.encode()), self._product))
-        if len(pretoken) < 256:  # long ones are rare, and would fill the memory
-            if len(self._cache) >= CACHE:
-                self._cache.clear()
-            self._cache[pretoken] = ids
-        return ids
 
     def encode_document(self, text: str) -> np.ndarray:
         """A document as it is trained on: BOS, the ids of its text, EOS; int32."""
-        return np.array([self.bos_id, *self.encode_ordinary(text), self.eos_id], np.int32)
+        ids = self._encode(text, None, 0)
+        return np.concatenate([np.array([self.bos_id], np.int32), ids, np.array([self.eos_id], np.int32)])
 
     # ---- ids to text ---------------------------------------------------------------------------------------------
 
@@ -242,37 +235,3 @@ class Tokenizer:
                     remedy="This version of jaxlm encodes otherwise: use the version that made it, or make everything again.",
                 )
         return tokenizer
-
-
-def _checked(special_tokens: Sequence[str]) -> tuple[str, ...]:
-    """Special tokens as a tuple. Raises ValueError for what can be none."""
-    name = "special_tokens"
-    if isinstance(special_tokens, str):
-        raise ValueError(f"{name}: expected a list of str, found one str, {special_tokens!r}")
-    special_tokens = tuple(special_tokens)
-    for token in special_tokens:
-        if not isinstance(token, str) or not token:
-            raise ValueError(f"{name}: expected texts of at least one character, found {token!r}")
-        if any("\ud800" <= c <= "\udfff" for c in token):
-            raise ValueError(f"{name}: expected Unicode text, found a lone surrogate in {token!r}")
-        if len(token.encode()) == 1:
-            raise ValueError(f"{name}: expected texts that are no single byte (those have ids 0..255), found {token!r}")
-        if special_tokens.count(token) > 1:
-            raise ValueError(f"{name}: expected no repetition, found {token!r} {special_tokens.count(token)} times")
-    return special_tokens
-
-
-def _vocabulary(merges: Sequence[tuple[bytes, bytes]]) -> tuple[dict[int, bytes], dict[Pair, int]]:
-    """id -> bytes, and pair of ids -> id of their concatenation."""
-    vocab = {i: bytes([i]) for i in range(256)}
-    ids = {text: i for i, text in vocab.items()}
-    product: dict[Pair, int] = {}
-    for rank, (a, b) in enumerate(merges):
-        if a not in ids or b not in ids:
-            raise ValueError(f"merges: expected a pair of bytes or earlier merges at rank {rank}, found {a!r} and {b!r}")
-        pair = ids[a], ids[b]
-        if pair in product or a + b in ids:
-            raise ValueError(f"merges: expected something new at rank {rank}, found {a + b!r} for the second time")
-        product[pair] = ids[a + b] = 256 + rank
-        vocab[256 + rank] = a + b
-    return vocab, product

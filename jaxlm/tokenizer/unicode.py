@@ -48,7 +48,7 @@ def _stand_ins() -> np.ndarray:
 
 
 def represent(text: str) -> str:
-    """`text` with every code point outside of ASCII replaced by one of its class, which all versions agree on; as long as `text`.
+    """`text` with every code point outside of ASCII replaced by one of its class that all versions know; as long as it.
 
     The patterns find in it what they would find in `text`, if their library had Unicode 16.0.
     """

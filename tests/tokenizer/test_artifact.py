@@ -14,9 +14,10 @@ import regex
 
 from jaxlm.contract import ContractError, FileRecord, InputError, Manifest
 from jaxlm.tokenizer import Tokenizer, train_tokenizer
+from jaxlm.tokenizer import portable as portable_module
 from jaxlm.tokenizer import pretoken as pretoken_module
-from jaxlm.tokenizer import tokenizer as tokenizer_module
 from jaxlm.tokenizer.artifact import FILE, PROBE
+from jaxlm.tokenizer.merging import TOKEN
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +161,13 @@ def rightmost(ids: list[int], product: dict[tuple[int, int], int]) -> list[int]:
     ids = list(ids)
     while found := [(product[pair], -at) for at, pair in enumerate(pairwise(ids)) if pair in product]:
         new, at = min(found)
-        ids[-at : -at + 2] = [new]
+        ids[-at : -at + 2] = [new & TOKEN]
     return ids
 
 
 def test_a_change_of_the_merging_code_is_refused(saved):
     with (
-        mock.patch.object(tokenizer_module, "merge", rightmost),
+        mock.patch.object(portable_module, "merge", rightmost),
         pytest.raises(ContractError, match=r"expected probe_sha256 .* encodes otherwise"),
     ):
         Tokenizer.load(saved)
@@ -180,7 +181,7 @@ def test_a_change_of_the_boundaries_is_refused_even_without_merges(drift, tmp_pa
     tok.save(tmp_path / "tokenizer")
     pattern = pretoken_module.PATTERNS["gpt2"]
     if drift == "later letters":
-        patch = mock.patch.object(pretoken_module, "mask_later", lambda text: text)
+        patch = mock.patch.object(pretoken_module, "represent", lambda text: text)
     else:
         other = (
             pattern.replace("ll|", "") if drift == "contractions" else pattern.replace("White_Space}+(?!", "White_Space}(?!")
@@ -195,3 +196,32 @@ def test_training_survives_saving(tmp_path):
     tok = train_tokenizer(["some text and some more text"] * 3, vocab_size=262)
     tok.save(tmp_path / "tokenizer")
     assert Tokenizer.load(tmp_path / "tokenizer").manifest.provenance == tok.manifest.provenance
+
+
+def test_ids_that_do_not_follow_from_the_order_are_kept(tmp_path):
+    ids = [*range(300, 556), 7, 9]
+    tok = Tokenizer.from_merges([(b"a", b"b"), (b"b", b"c"), (b"ab", b"c")][:2], {"<|z|>": 8, "<|y|>": 900}, ids=ids)
+    tok.save(tmp_path / "tokenizer")
+    loaded = Tokenizer.load(tmp_path / "tokenizer")
+    assert loaded.manifest == tok.manifest
+    assert (loaded.vocab_size, loaded.bos_id) == (901, 8)
+    assert loaded.encode("abbc<|z|>a", allowed_special="all") == [7, 9, 8, 300 + ord("a")]
+    assert loaded.decode([7, 9, 8, 397]) == "abbc<|z|>a"
+    assert loaded.byte_lengths[[7, 8, 9, 10, 300]].tolist() == [2, 0, 2, 0, 1]
+    assert tok.fingerprint != Tokenizer.from_merges(tok.merges, tok.special_tokens).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("special", "ids", "message"),
+    [
+        ((), [*range(256)], "expected 257, one for each byte"),
+        ((), [*range(256), 255], "found one twice"),
+        ((), [-1, *range(256)], r"found -1\.\.255"),
+        ({"<|z|>": 256}, None, "an id of its own for '<|z|>', found 256, which is in use"),
+        ({"<|z|>": 300, "<|y|>": 300}, None, "found 300 twice"),
+        ({"<|z|>": -1}, None, "found -1"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(special, ids, message):
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        Tokenizer.from_merges([(b"a", b"b")], special, ids=ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.tokenizer.merging import SCAN, merge
+from jaxlm.tokenizer.merging import SCAN, TOKEN, merge, product_of
 
 
 def naive(ids: list[int], product: dict[tuple[int, int], int]) -> list[int]:
@@ -14,7 +14,7 @@ def naive(ids: list[int], product: dict[tuple[int, int], int]) -> list[int]:
         out: list[int] = []
         for token in ids:
             if out and out[-1] == a and token == b:
-                out[-1] = new
+                out[-1] = new & TOKEN
             else:
                 out.append(token)
         ids = out
@@ -26,10 +26,10 @@ def products(draw: st.DrawFn) -> dict[tuple[int, int], int]:
     """Random merges over an alphabet of three bytes: each joins two ids that are there already."""
     found: dict[tuple[int, int], int] = {}
     ids = [0, 1, 2]
-    for new in range(256, 256 + draw(st.integers(0, 12))):
+    for rank in range(draw(st.integers(0, 12))):
         pair = draw(st.tuples(st.sampled_from(ids), st.sampled_from(ids)).filter(lambda p: p not in found))
-        found[pair] = new
-        ids.append(new)
+        found[pair] = product_of(rank, 256 + rank)
+        ids.append(256 + rank)
     return found
 
 

@@ -15,7 +15,19 @@ from jaxlm.tokenizer.pretoken import PATTERNS, last_cut, pieces, special_pattern
 
 # What patterns and cuts turn on: letters that contractions need, numbers of several kinds, spaces and line ends of every kind,
 # marks, joiners, letters that came after Unicode 16.0, and halves of special tokens.
-PARTS = [*"asStTlLvVrReEmMdDZéÉǅʰſʼ/'’ \t\n\r_-.12", "²", "Ⅷ", "٣", "e\u0301", "\x0b", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000"]
+PARTS = [
+    *"asStTlLvVrReEmMdDZéÉǅʰſʼ/'’ \t\n\r_-.12",
+    "²",
+    "Ⅷ",
+    "٣",
+    "e\u0301",
+    "\x0b",
+    "\x1c",
+    "\x85",
+    "\u00a0",
+    "\u2028",
+    "\u3000",
+]
 PARTS += [
     "'s",
     "'ll",

@@ -110,7 +110,7 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="ties"):
         train_tokenizer(TEXTS, vocab_size=300, ties="first")
     with pytest.raises(ValueError, match="pattern"):
-        train_tokenizer(TEXTS, vocab_size=300, pattern="o200k")
+        train_tokenizer(TEXTS, vocab_size=300, pattern="p50k")
 
 
 def test_train_from_config_follows_every_option():
