@@ -134,3 +134,16 @@ def last_cut(text: str, end: int, finder: regex.Pattern[str] | None) -> int:
         if match.start() >= cut:
             break
     return cut
+
+
+def grouped(texts: Iterable[str], size: int) -> list[list[str]]:
+    """Texts in order, in groups of about `size` characters."""
+    groups: list[list[str]] = []
+    room = 0
+    for text in texts:
+        if room <= 0:
+            groups.append([])
+            room = size
+        groups[-1].append(text)
+        room -= len(text) + 1
+    return groups

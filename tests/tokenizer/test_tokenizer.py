@@ -259,7 +259,7 @@ def test_a_full_cache_changes_no_ids(stdlib_texts, trained):
     fresh = Tokenizer.from_merges(trained.merges, trained.special_tokens, trained.pattern)
     with mock.patch.object(portable, "CACHE", 50):
         assert fresh.encode(stdlib_texts[0]) == trained.encode(stdlib_texts[0])
-        assert len(fresh._portable._known) <= 50
+        assert len(fresh._engines.portable._known) <= 50
 
 
 @pytest.mark.parametrize("surrogate", [0xD800, 0xDFFF, 0xDC80])

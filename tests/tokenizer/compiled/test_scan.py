@@ -1,0 +1,57 @@
+"""Scanned pre-tokens are those of the patterns: over fuzz, and over every code point in three places."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.tokenizer.compiled import scan
+from jaxlm.tokenizer.pretoken import PATTERNS, split
+
+PARTS = [*"asStTlLvVrReEmMdDZéÉǅʰſʼ/'’ \t\n\r_-.12", "²", "Ⅷ", "٣", "e\u0301", "\u0301", "\x0b", "\x1c", "\x85", "\u00a0"]
+PARTS += ["\u2028", "\u3000", "'s", "'ll", "'LL", " '", "\r\n", "  ", "\n\n", "你", "ª", "\u0558", "\U00010940", "\U0001f600"]
+PARTS += ["\u200d", "\ufeff", "\x00", "'ſ", "\ue000", "\ud7ff", "\U0010ffff"]
+
+
+def scanned(text: str, pattern: str) -> list[str]:
+    raw = text.encode()
+    padded = np.frombuffer(raw + b"\xff" * scan.PADDING, np.uint8)
+    ends = np.empty(len(raw), np.int64)
+    addresses = padded.ctypes.data, len(raw), scan.table().ctypes.data, ends.ctypes.data
+    count = scan.pretoken_ends(scan.KINDS[pattern], *addresses)
+    return [raw[a:b].decode() for a, b in pairwise([0, *ends[:count].tolist()])]
+
+
+def test_every_pattern_has_a_scanner():
+    assert set(scan.KINDS) == set(PATTERNS)
+    assert sorted(scan.KINDS.values()) == list(range(len(PATTERNS)))
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@settings(max_examples=300, deadline=None)
+@given(text=st.one_of(st.lists(st.sampled_from(PARTS), max_size=20).map("".join), st.text()))
+def test_scanned_pretokens_are_those_of_the_pattern(pattern, text):
+    assert scanned(text, pattern) == split(text, pattern)
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_scanned_pretokens_of_many_random_texts(pattern):
+    draw = random.Random(pattern)
+    text = [*PARTS]
+    for _ in range(3000):
+        sample = "".join(draw.choices(text, k=draw.randint(1, 14)))
+        assert scanned(sample, pattern) == split(sample, pattern), repr(sample)
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@pytest.mark.parametrize("frame", ["{}", "a{}B", " {}1"])
+def test_scanned_pretokens_of_every_code_point(pattern, frame):
+    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    # Unassigned and private code points are all alike: every one below U+3400, one in sixteen above.
+    text = "\n".join(frame.format(chr(c)) for c in codes if c < 0x3400 or c % 16 == 3)
+    assert scanned(text, pattern) == split(text, pattern)

@@ -1,0 +1,111 @@
+"""Which engine encodes, and that the compiled one is not used where it makes other ids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from jaxlm.contract import ContractError
+from jaxlm.tokenizer import Tokenizer, engines
+from jaxlm.tokenizer.compiled import encode as compiled_encode
+
+
+@pytest.fixture
+def made(small):
+    def make(engine: str = "auto") -> Tokenizer:
+        return Tokenizer(small.merges, small.special_tokens, small.pattern, engine=engine)
+
+    return make
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    monkeypatch.setattr(engines, "_is_loaded", lambda: False)
+
+
+def is_compiled(tok: Tokenizer) -> bool:
+    return tok._engines.compiled(0) is not None
+
+
+def test_compiled_code_comes_with_much_text(made, nothing_loaded, monkeypatch):
+    monkeypatch.setattr(engines, "READY_BYTES", 100)
+    monkeypatch.setattr(engines, "COMPILE_BYTES", 200)
+    for on_disk, enough in ((True, 100), (False, 200)):
+        monkeypatch.setattr(engines, "_is_on_disk", lambda on_disk=on_disk: on_disk)
+        tok = made()
+        for _ in range(enough // 10 - 1):
+            tok.encode_ordinary("aa aaaa aa")
+            assert not is_compiled(tok)
+        assert tok.encode_ordinary("aa aaaa aa") == made("portable").encode_ordinary("aa aaaa aa")
+        assert is_compiled(tok)
+
+
+def test_what_is_loaded_is_used_at_once(made):
+    made("compiled").encode("aa")
+    assert engines._is_loaded()
+    tok = made()
+    tok.encode("aa")
+    assert is_compiled(tok)
+
+
+def test_portable_stays_portable(made):
+    tok = made("portable")
+    with mock.patch.object(engines, "READY_BYTES", 0), mock.patch.object(engines, "COMPILE_BYTES", 0):
+        tok.encode("aa" * 100)
+    assert not is_compiled(tok)
+
+
+def test_without_numba_everything_is_portable(made, nothing_loaded, monkeypatch):
+    monkeypatch.setattr(engines, "READY_BYTES", 0)
+    monkeypatch.setattr(engines, "COMPILE_BYTES", 0)
+    monkeypatch.setattr(engines, "_has_numba", lambda: False)
+    tok = made()
+    assert tok.encode("aa aa") == made("compiled").encode("aa aa")
+    assert not is_compiled(tok)
+
+
+def test_an_unknown_engine_is_refused(made):
+    with pytest.raises(ValueError, match="engine: expected one of auto, portable, compiled, found 'rust'"):
+        made("rust")
+
+
+def test_compiled_code_that_makes_other_ids_is_refused(made, monkeypatch):
+    right = compiled_encode.Worker.encode
+    monkeypatch.setattr(compiled_encode.Worker, "encode", lambda self, texts: [ids[::-1] for ids in right(self, texts)])
+    with pytest.raises(ContractError, match=r"compiled encoder: expected the ids of the probe text .*engine='portable'"):
+        made("compiled")
+
+
+@pytest.mark.parametrize("engine", ["portable", "compiled"])
+def test_decoding_takes_lists_arrays_and_iterators(made, engine):
+    tok = made(engine)
+    for ids in (
+        [97, 256],
+        (97, 256),
+        iter([97, 256]),
+        np.array([97, 256]),
+        np.array([97, 256], np.uint16),
+        [np.int64(97), 256],
+    ):
+        assert tok.decode_bytes(ids) == b"aaa"
+    assert tok.decode_bytes([]) == tok.decode_bytes(np.zeros(0, np.int64)) == b""
+    for bad in (-1, tok.vocab_size, 2**31, 2**40, -(2**40)):
+        for ids in ([97, bad], np.array([97, bad])):
+            with pytest.raises(ValueError, match=rf"expected ids in 0\.\.{tok.vocab_size - 1}, found {bad}"):
+                tok.decode_bytes(ids)
+    for bad in (97.0, "97", None):
+        with pytest.raises(TypeError):
+            tok.decode_bytes([bad])
+    with pytest.raises(TypeError):
+        tok.decode_bytes(np.array([97.0]))
+
+
+def test_importing_the_room_imports_neither_numba_nor_jax():
+    use = "import sys, jaxlm.tokenizer as t\nt.Tokenizer.from_merges([]).encode('a')\n"
+    code = use + "print(*{'numba', 'jax'}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
