@@ -6,9 +6,9 @@ where no machine code is on the disk yet, takes seconds. The price is paid when 
 
 from __future__ import annotations
 
-import array
 import importlib.util
 import operator
+import struct
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -110,16 +110,15 @@ def _has_numba() -> bool:
 def _is_loaded() -> bool:
     """Whether this process has the machine code already."""
     module = sys.modules.get("jaxlm.tokenizer.compiled.encode")
-    return module is not None and bool(getattr(module, "encode_texts", None) and module.encode_texts.signatures)
+    return module is not None and hasattr(module, "encode_texts") and module.encode_texts.is_loaded
 
 
 def _is_on_disk() -> bool:
     if not _has_numba():
         return False
     from jaxlm.tokenizer.compiled.encode import encode_texts
-    from jaxlm.tokenizer.compiled.jit import is_ready
 
-    return is_ready(encode_texts)
+    return encode_texts.is_ready
 
 
 def _int32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:
@@ -129,6 +128,6 @@ def _int32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:
             return None
         return np.ascontiguousarray(ids, np.int32) if ids.size == 0 or int(ids.min()) >= 0 else None
     try:
-        return np.frombuffer(array.array("i", ids), np.int32)
-    except (TypeError, OverflowError):
+        return np.frombuffer(struct.pack(f"{len(ids)}i", *ids), np.int32)  # in half the time of np.array
+    except struct.error:
         return None

@@ -243,7 +243,7 @@ class Tokenizer:
             self.manifest.save(temporary)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Tokenizer:
+    def load(cls, directory: str | os.PathLike[str], *, engine: Choice = "auto") -> Tokenizer:
         """Read an artifact, verify every byte, and compare what it makes of the probe text with what it promises.
 
         Raises ContractError where anything differs, InputError where there is no tokenizer.
@@ -255,7 +255,7 @@ class Tokenizer:
             raise ContractError(KIND, artifact=root, expected=f"the file {FILE}", found=sorted(manifest.files))
         content = parse((root / FILE).read_bytes(), artifact=root / FILE)
         try:
-            tokenizer = cls(**content, provenance=manifest.provenance)
+            tokenizer = cls(**content, provenance=manifest.provenance, engine=engine)
         except ValueError as error:
             raise ContractError(KIND, artifact=root / FILE, expected="a tokenizer", found=str(error)) from None
         promised = {**manifest.facts, "files": plain(manifest.files), "parents": plain(manifest.parents)}

@@ -43,7 +43,9 @@ ARENA = 1 << 21  # words; 8 MB
 BATCH, ENTRY = 64, 32  # pre-tokens in a batch; bytes of each: its end, its 16 bytes or two hashes, the hash of them
 
 # What the compiled functions need to know, at these offsets from the address of a worker's state, int64 each.
-TABLE, KIND, PAIRS, SHIFT, MASK, IDS, CACHE, ROW_MASK, WORDS, USED, LIMIT, FIRST_BYTES, SCRATCH, BATCHED = range(0, 112, 8)
+TABLE, KIND, PAIRS, SHIFT, MASK, IDS, CACHE, ROW_MASK, WORDS, USED, LIMIT, FIRST_BYTES, SCRATCH, BATCHED, FAILED = range(
+    0, 120, 8
+)
 
 _A, _B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _32 = np.uint64(32)
@@ -93,6 +95,9 @@ def _merged(state, text, length, out):
         count = merge_short(pairs, shift, mask, text, length, load_i64(state + SCRATCH), out)
     else:
         count = merge_long(pairs, shift, mask, text, length, out)
+        if count < 0:
+            store_i64(state + FAILED, 1)
+            return np.int64(0)
     for k in range(count):
         store_i32(out + 4 * k, load_i32(ids + 4 * np.int64(load_i32(out + 4 * k))))
     return count
@@ -248,7 +253,7 @@ class Worker:
             [
                 address(tables.classes), tables.kind, pairs.address, pairs.shift, pairs.mask, address(tables.ids),
                 address(self._cache), rows - 1, address(self._words), 0, arena, address(tables.first_bytes),
-                address(self._scratch), address(self._batch),
+                address(self._scratch), address(self._batch), 0,
             ],
             np.int64,
         )  # fmt: skip
@@ -260,6 +265,9 @@ class Worker:
         room = np.empty(len(padded) + 4, np.int32)
         arguments = (self._state.ctypes.data, padded.ctypes.data, ends.ctypes.data, len(texts), room.ctypes.data)
         ids = room[: encode_texts(*arguments)].copy()
+        if self._state[FAILED // 8]:
+            self._state[FAILED // 8] = 0
+            raise MemoryError(f"expected memory for a pre-token of up to {max(map(len, texts))} bytes, found none")
         return np.split(ids, ends[:-1]) if len(texts) > 1 else [ids]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxlm.tokenizer.compiled.jit import compiled, helper, inlined
-from jaxlm.tokenizer.compiled.memory import load_i32, load_i64, load_u8, store_i32, store_i64
+from jaxlm.tokenizer.compiled.memory import free, load_i32, load_i64, load_u8, malloc, store_i32, store_i64
 from jaxlm.tokenizer.merging import NONE, Pair
 
 EMPTY = -1  # no pair: tokens are below 2**31
@@ -132,12 +132,12 @@ def _push(heap, size, key):
 def merge_long(pairs, shift, mask, text, length, out):
     """The same for any length in O(n log n): a linked list of tokens, and a heap of rank and place of each pair.
 
-    Written over `out` (int32, room for `length`). A text is below 2**31 bytes, and so are places.
+    Written over `out` (int32, room for `length`); -1 where memory runs out. A text is below 2**31 bytes, and so are places.
     """
-    following = np.empty(length + 1, np.int32)
-    before = np.empty(length + 1, np.int32)
-    keys = np.empty(2 * length + 2, np.int64)
-    after, ahead, heap = following.ctypes.data, before.ctypes.data, keys.ctypes.data
+    room = malloc(24 * length + 32)
+    if room == 0:
+        return np.int64(-1)
+    heap, after, ahead = room, room + 16 * length + 16, room + 20 * length + 24
     size = np.int64(0)
     for k in range(length):
         store_i32(out + 4 * k, np.int32(load_u8(text + k)))
@@ -183,4 +183,5 @@ def merge_long(pairs, shift, mask, text, length, out):
         at = np.int64(load_i32(after + 4 * at))
         store_i32(out + 4 * count, np.int32(token))
         count += 1
+    free(room)
     return count

@@ -1,4 +1,4 @@
-"""Machine code is kept on the disk, and made anew when any source of the room changes."""
+"""Machine code is kept on the disk, is loaded without numba, and is made anew when any source of the room changes."""
 
 from __future__ import annotations
 
@@ -8,43 +8,94 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jaxlm.tokenizer
 from jaxlm.tokenizer.compiled import jit
-from jaxlm.tokenizer.compiled.jit import compiled, is_ready
+from jaxlm.tokenizer.compiled.jit import compiled, helper, inlined
 
 PACKAGE = Path(jaxlm.tokenizer.__file__).parent.parent
 USE = """
 import sys
-from jaxlm.tokenizer.compiled.jit import is_ready
-from jaxlm.tokenizer.compiled.decode import decode_ids, decoded_length
-print(is_ready(decoded_length), end=" ")
+from jaxlm.tokenizer.compiled.decode import decoded_length
+print(decoded_length.is_ready, end=" ")
 decoded_length(0, 0, 0, 0)
-print(is_ready(decoded_length), is_ready(decode_ids))
+print(decoded_length.is_ready, "numba" in sys.modules)
 """
 
 
 def used(root: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root), "NUMBA_CACHE_DIR": str(root / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAXLM_CACHE_DIR": str(root / "cache")}
     done = subprocess.run([sys.executable, "-c", USE], cwd=root, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_code_on_the_disk_is_found_until_a_helper_changes(tmp_path):
+def test_code_on_the_disk_is_used_without_numba_until_a_source_changes(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "jaxlm", ignore=shutil.ignore_patterns("__pycache__"))
-    assert used(tmp_path) == "False True False"
+    assert used(tmp_path) == "False True True"
     assert used(tmp_path) == "True True False"
     with (tmp_path / "jaxlm/tokenizer/compiled/memory.py").open("a") as file:
         file.write("\n# changed\n")
-    assert used(tmp_path) == "False True False"
+    assert used(tmp_path) == "False True True"
 
 
-def test_without_a_place_on_the_disk_it_works_all_the_same(monkeypatch):
-    monkeypatch.setattr(jit._Cache._impl_class, "_locator_classes", [])
+@inlined
+def _doubled(number):
+    return 2 * number
 
-    @compiled
-    def twice(number):
-        return 2 * number
 
-    assert not is_ready(twice)
-    assert twice(4) == 8
-    assert is_ready(twice)
+@helper
+def _sum(first, second):
+    return first + _doubled(second)
+
+
+@compiled
+def combined(first, second):
+    return _sum(first, second)
+
+
+@compiled
+def nothing(number):
+    pass
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("JAXLM_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def fresh() -> compiled:
+    """`combined`, as another process finds it."""
+    return compiled(combined.function)
+
+
+def test_a_changed_file_is_not_run(cache):
+    assert not fresh().is_ready
+    assert fresh()(1, 20) == 41
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    for at in (0, len(content) // 2, len(content) - 1):
+        changed = content.copy()
+        changed[at] ^= 1
+        file.write_bytes(changed)
+        assert jit._load(file.name) is None
+        assert fresh()(3, -2) == -1
+        assert jit._load(file.name) is not None
+    for useless in (b"", b"\n", b"one\n", b"\xff \n"):
+        file.write_bytes(useless)
+        assert jit._load(file.name) is None
+
+
+def test_without_a_place_on_the_disk_it_works_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXLM_CACHE_DIR", str(tmp_path / "file"))
+    function = fresh()
+    assert function(1, 2) == 5
+    assert function.is_loaded
+    assert not fresh().is_ready
+
+
+def test_what_returns_no_integer_is_refused(cache):
+    with pytest.raises(AssertionError, match="nothing returns none"):
+        nothing(1)

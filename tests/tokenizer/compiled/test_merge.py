@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.tokenizer.compiled import merge as compiled
 from jaxlm.tokenizer.compiled.encode import Tables, Worker
+from jaxlm.tokenizer.compiled.jit import compiled
+from jaxlm.tokenizer.compiled.merge import SHORT, PairTable, product_at
 from jaxlm.tokenizer.merging import NONE, merge
 from jaxlm.tokenizer.vocabulary import Vocabulary
 
@@ -24,7 +25,7 @@ def merges(draw: st.DrawFn) -> list[tuple[bytes, bytes]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(merges(), st.lists(st.sampled_from("abc"), min_size=1, max_size=6 * compiled.SHORT).map("".join))
+@given(merges(), st.lists(st.sampled_from("abc"), min_size=1, max_size=6 * SHORT).map("".join))
 def test_short_and_long_pretokens_are_merged_as_in_python(pairs, text):
     vocabulary = Vocabulary.of(pairs, ())
     worker = Worker(Tables(vocabulary, "gpt2"), rows=16, arena=64)
@@ -33,17 +34,23 @@ def test_short_and_long_pretokens_are_merged_as_in_python(pairs, text):
         assert worker.encode([text.encode()])[0].tolist() == expected
 
 
+@compiled
+def look(pairs, shift, mask, a, b):
+    return product_at(pairs, shift, mask, a, b)
+
+
 def test_a_table_of_pairs_holds_every_pair_and_no_other():
     rng = np.random.default_rng(0)
     pairs = {(int(a), int(b)): int(v) for a, b, v in rng.integers(0, 1 << 24, (3000, 3))}
-    table = compiled.PairTable(pairs)
+    table = PairTable(pairs)
     assert table.mask + 1 >= 2 * len(pairs)
-
-    @compiled.compiled
-    def look(pairs, shift, mask, a, b):
-        return compiled.product_at(pairs, shift, mask, a, b)
-
     for (a, b), product in pairs.items():
         assert look(table.address, table.shift, table.mask, a, b) == product
         assert look(table.address, table.shift, table.mask, a + (1 << 25), b) == NONE
-    assert look(compiled.PairTable({}).address, 60, 15, 1, 2) == NONE
+    assert look(PairTable({}).address, 60, 15, 1, 2) == NONE
+
+
+def test_a_pretoken_of_a_megabyte_is_merged_in_memory_of_its_own():
+    vocabulary = Vocabulary.of([(b"a", b"a"), (b"aa", b"aa"), (b"aaaa", b"a")], ())
+    ids = Worker(Tables(vocabulary, "gpt2"), rows=16, arena=64).encode([b"a" * ((1 << 20) + 5)])[0]
+    assert ids.tolist() == [257] * (1 << 18) + [258]
