@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def serialise(*, pattern: str, vocabulary: Vocabulary) -> bytes:
     if not vocabulary.is_plain:
         head = {"format": 2, "pattern": pattern, "special_tokens": special, "ids": _runs(vocabulary.ids)}
     fields = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
-    lines = ",\n".join(f"  {json.dumps([a.hex(), b.hex()])}" for a, b in vocabulary.merges)
+    lines = ",\n".join([f'  ["{a.hex()}", "{b.hex()}"]' for a, b in vocabulary.merges])
     return f'{{\n{fields} "merges": [\n{lines}\n ]\n}}\n'.encode()
 
 
@@ -97,14 +97,19 @@ def facts_of(
         "vocab_size": vocab_size,
         "pattern": pattern,
         "pattern_sha256": hashlib.sha256(pattern_text.encode()).hexdigest(),
-        "merges_sha256": fingerprint([[a.hex(), b.hex()] for a, b in merges]),
+        "merges_sha256": _sha256_of_lists(f'["{a.hex()}","{b.hex()}"]' for a, b in merges),
         "special_tokens": special_ids,
         "document_rule": rule,
         "bos_id": special_ids.get(first) if first is not None else None,
         "eos_id": special_ids.get(first) if first is not None else None,
         "probe_sha256": fingerprint([list(probe_ids), list(probe_pretokens)]),
-        "bytes_per_id_sha256": fingerprint([vocab[i].hex() if i in vocab else None for i in range(vocab_size)]),
+        "bytes_per_id_sha256": _sha256_of_lists(f'"{vocab[i].hex()}"' if i in vocab else "null" for i in range(vocab_size)),
     }
+
+
+def _sha256_of_lists(items: Iterable[str]) -> str:
+    """`fingerprint` of a list, given the canonical JSON of its items: a vocabulary has too many for a walk through each."""
+    return hashlib.sha256(f"[{','.join(items)}]".encode()).hexdigest()
 
 
 def manifest_of(content: bytes, facts: dict[str, Any], provenance: dict[str, Any]) -> Manifest:

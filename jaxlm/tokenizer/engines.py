@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxlm.tokenizer.compiled.encode import Engine
 
 Choice = Literal["auto", "portable", "compiled"]
-READY_BYTES = 1 << 20  # after so much text compiled code is used, if it is on the disk
+READY_BYTES = 1 << 18  # after so much text compiled code is used, if it is on the disk
 COMPILE_BYTES = 1 << 22  # after so much it is made
 
 
