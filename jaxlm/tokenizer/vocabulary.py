@@ -6,6 +6,7 @@ Outside, a token has an id. In tokenizers made here the two are equal; GPT-2's a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,7 @@ def _special_ids(special_tokens: Sequence[str] | Mapping[str, int], *, first: in
     if isinstance(special_tokens, str):
         raise ValueError(f"{name}: expected a list of str, found one str, {special_tokens!r}")
     texts = tuple(special_tokens)
+    times = Counter(texts)
     for text in texts:
         if not isinstance(text, str) or not text:
             raise ValueError(f"{name}: expected texts of at least one character, found {text!r}")
@@ -124,14 +126,14 @@ def _special_ids(special_tokens: Sequence[str] | Mapping[str, int], *, first: in
             raise ValueError(f"{name}: expected Unicode text, found a lone surrogate in {text!r}")
         if len(text.encode()) == 1:
             raise ValueError(f"{name}: expected texts that are no single byte (those have ids already), found {text!r}")
-        if texts.count(text) > 1:
-            raise ValueError(f"{name}: expected no repetition, found {text!r} {texts.count(text)} times")
+        if times[text] > 1:
+            raise ValueError(f"{name}: expected no repetition, found {text!r} {times[text]} times")
     if not isinstance(special_tokens, Mapping):
         return {text: first + i for i, text in enumerate(texts)}
-    numbers = list(special_tokens.values())
+    holders = Counter(special_tokens.values())
     for text, number in special_tokens.items():
         if not isinstance(number, int) or not 0 <= number < MAX_TOKENS:
             raise ValueError(f"{name}: expected an id in 0..{MAX_TOKENS - 1} for {text!r}, found {number!r}")
-        if numbers.count(number) > 1:
+        if holders[number] > 1:
             raise ValueError(f"{name}: expected an id of its own for {text!r}, found {number} twice")
     return dict(special_tokens)
