@@ -185,7 +185,7 @@ PROMISED = {
     "tokenizer.Tokenizer.save": "self directory",
     "tokenizer.Tokenizer.encode": "self text allowed_special",
     "tokenizer.Tokenizer.decode": "self ids",
-    "tokenizer.train_tokenizer": "texts * vocab_size special_tokens pattern ties max_bytes",
+    "tokenizer.train_tokenizer": "texts * vocab_size special_tokens pattern ties max_bytes threads progress",
     "model.init_params": "cfg key",
     "model.forward": "params tokens_BT cfg * mask policy rules dropout_key",
     "optim.adamw": "learning_rate b1 b2 eps weight_decay mask",

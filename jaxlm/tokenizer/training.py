@@ -2,143 +2,211 @@
 
 The result is a function of the multiset of pre-tokens: the order and the cutting of the texts do not matter.
 Source: Sennrich et al. 2016, algorithm 1; over bytes, Radford et al. 2019, section 2.2.
+
+Both halves exist twice, in Python and compiled, with the same results: importing numba and compiling pay from some size on.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
+import importlib.util
+import itertools
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Literal
 
-from jaxlm.contract import InputError
+from jaxlm.tokenizer.counts import Counts
+from jaxlm.tokenizer.learning import learned
 from jaxlm.tokenizer.merging import Pair
-from jaxlm.tokenizer.pretoken import last_cut, pieces, special_pattern, split
+from jaxlm.tokenizer.pretoken import special_pattern, split
 
 Ties = Literal["bytes", "ids"]
-SIZE = 1 << 16  # characters of text that are split at once
+Engine = Literal["auto", "portable", "compiled"]
+Advance = Callable[[int], None]
+
+READY_BYTES = 1 << 18  # from so much text on compiled code is used, if it is on the disk
+COMPILE_BYTES = 1 << 21  # from so much on it is made
+BATCH = 1 << 20  # bytes of text that a thread counts at once
+MOST_THREADS = 8  # where nobody says how many: each has a table of its own
 
 
-@dataclass
-class Corpus:
-    """What training needs to know of the texts, and what its record tells of them."""
+def count_pretokens(
+    pieces: Iterable[bytes],
+    *,
+    pattern: str,
+    special_tokens: tuple[str, ...],
+    threads: int | None = None,
+    engine: Engine = "auto",
+    advance: Advance = lambda amount: None,
+) -> Counter[bytes] | Counts:
+    """How often each pre-token occurs. Special tokens in the pieces separate, and are not counted.
 
-    counts: Counter[bytes] = field(default_factory=Counter)  # pre-token -> how often it occurs
-    documents: int = 0  # texts taken, the last perhaps in part
-    bytes: int = 0  # of UTF-8 in them
-
-
-def count_pretokens(texts: Iterable[str], *, pattern: str, special_tokens: tuple[str, ...], max_bytes: int = 0) -> Corpus:
-    """How often each pre-token occurs. Special tokens in the texts separate, and are not counted.
-
-    max_bytes: stop after so many bytes of UTF-8, at the last place before where a text can be cut; 0: take all.
-    Raises TypeError where a text is no str, InputError where it has a lone surrogate.
+    pieces: texts as UTF-8, read as they are needed. threads: that count at once where the code is compiled; None: one for each
+    processor, up to `MOST_THREADS`. engine: "auto" chooses by the size. advance: is told of bytes done.
     """
+    if engine == "auto":
+        pieces, engine = _chosen(iter(pieces))
+    if engine == "compiled":
+        return _count_compiled(pieces, pattern, special_tokens, threads or min(MOST_THREADS, _processors()), advance)
     specials = special_pattern(special_tokens)
     counts: Counter[str] = Counter()
-    corpus = Corpus()
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"texts: expected an iterable of str, found {type(text).__name__}")
-        try:
-            raw = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"expected Unicode text, found the lone surrogate U+{ord(text[error.start]):04X} at character {error.start} of "
-                f"text {corpus.documents}, which no UTF-8 stands for; read the text with errors='replace'"
-            ) from None
-        room = max_bytes - corpus.bytes if max_bytes else len(raw)
-        if len(raw) > room:
-            fits = len(raw[:room].decode(errors="ignore"))
-            text = text[: last_cut(text, fits + 1, specials) or fits]
+    for piece in pieces:
+        text = piece.decode()
         for part in specials.split(text) if specials else (text,):
-            for piece in pieces((part,), (), size=SIZE):
-                counts.update(split(piece, pattern))
-        corpus.documents += 1
-        corpus.bytes += len(text.encode())
-        if max_bytes and len(raw) >= room:
-            break
-    corpus.counts = Counter({pretoken.encode(): count for pretoken, count in counts.items()})
-    return corpus
+            counts.update(split(part, pattern))
+        advance(len(piece))
+    return Counter({pretoken.encode(): count for pretoken, count in counts.items()})
 
 
-def learn_merges(counts: Counter[bytes], wanted: int, *, ties: Ties = "bytes") -> list[tuple[bytes, bytes]]:
+def learn_merges(
+    counts: Mapping[bytes, int] | Counts,
+    wanted: int,
+    *,
+    ties: Ties = "bytes",
+    engine: Engine = "auto",
+    advance: Advance = lambda amount: None,
+) -> list[tuple[bytes, bytes]]:
     """The first `wanted` merges, or as many as the counts support. counts: pre-token -> how often it occurs.
 
     The most frequent pair of neighbours is merged; ties: of equally frequent ones "bytes" takes the pair of byte strings that
     is greatest, "ids" the pair of ids that is smallest. In "aaa" the pair (a, a) counts twice, and is merged once, on the left.
+    advance: is told of merges made. Raises InputError for 2^31 bytes of different pre-tokens or more.
     """
+    if engine == "auto":
+        size = len(counts.text) if isinstance(counts, Counts) else sum(map(len, counts))
+        # Who has counted in compiled code has paid for it.
+        is_worth_it = isinstance(counts, Counts) or _pays(size)
+        engine = "compiled" if is_worth_it and _has_numba() else "portable"
     text = [bytes([i]) for i in range(256)]
-    words = [list(word) for word in counts]
-    weights = list(counts.values())
-    pairs: defaultdict[Pair, int] = defaultdict(int)
-    where: defaultdict[Pair, set[int]] = defaultdict(set)  # words that have the pair, or once had it
-    for index, word in enumerate(words):
-        for pair in pairwise(word):
-            pairs[pair] += weights[index]
-            where[pair].add(index)
-
-    # The heap gives its smallest entry first, and a count in it may be out of date: it counts if it is the pair's count now.
-    descending = [_descending(token) for token in text]
-    keys: list[str] | range = descending if ties == "bytes" else range(256 + wanted)
-    heap = [(-count, keys[a], keys[b], (a, b)) for (a, b), count in pairs.items()]
-    heapq.heapify(heap)
+    known = set(text)
     merges: list[tuple[bytes, bytes]] = []
-    while heap and len(merges) < wanted:
-        minus_count, _, _, best = heapq.heappop(heap)
-        if -minus_count != pairs.get(best, 0):
-            continue
-        new = len(text)
-        merges.append((text[best[0]], text[best[1]]))
-        text.append(text[best[0]] + text[best[1]])
-        descending.append(_descending(text[new]))
-        changed: dict[Pair, int] = {}  # counts before this merge
-        for index in where.pop(best):
-            _replace(words[index], best, new, weights[index], index, pairs, where, changed)
-        for (a, b), count in changed.items():
-            if pairs[a, b] == 0:
-                del pairs[a, b]
-                where.pop((a, b), None)
-            elif pairs[a, b] != count:
-                heapq.heappush(heap, (-pairs[a, b], keys[a], keys[b], (a, b)))
+    for first, second in _learned(counts, wanted, ties == "bytes", engine):
+        a, b = text[first], text[second]
+        # A pair that stands side by side has been merged everywhere, so the same bytes cannot come from two other parts later.
+        if a + b in known:
+            raise AssertionError(f"merge {len(merges)} of {a!r} and {b!r} makes a token that exists")
+        known.add(a + b)
+        text.append(a + b)
+        merges.append((a, b))
+        advance(1)
     return merges
 
 
-def _descending(token: bytes) -> str:
-    """A key that sorts byte strings from the greatest to the smallest: bytes inverted, and an end above all of them."""
-    return "".join([chr(255 - byte) for byte in token]) + "\u0100"
+# ---- which code runs -------------------------------------------------------------------------------------------------
 
 
-def _replace(
-    word: list[int],
-    best: Pair,
-    new: int,
-    weight: int,
-    index: int,
-    pairs: defaultdict[Pair, int],
-    where: defaultdict[Pair, set[int]],
-    changed: dict[Pair, int],
-) -> None:
-    """Merge `best` in one word, from the left, and carry the counts of its pairs along."""
-    first, second = best
-    before = list(pairwise(word))
-    if best not in before:
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def _pays(size: int) -> bool:
+    """Whether compiled code is worth its price for `size` bytes."""
+    return _has_numba() and (size >= COMPILE_BYTES or (size >= READY_BYTES and _is_on_disk()))
+
+
+def _is_on_disk() -> bool:
+    from jaxlm.tokenizer.compiled.count import count_block
+    from jaxlm.tokenizer.compiled.learn import merge_pairs
+
+    return count_block.is_ready and merge_pairs.is_ready
+
+
+def _chosen(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Engine]:
+    """The pieces, and what is to count them; reads no more of them than it takes to know."""
+    head: list[bytes] = []
+    size = 0
+    engine: Engine = "portable"
+    for limit in (READY_BYTES, COMPILE_BYTES):
+        while size < limit and (piece := next(pieces, None)) is not None:
+            head.append(piece)
+            size += len(piece)
+        if _pays(size):
+            engine = "compiled"
+            break
+    return itertools.chain(_emptied(head), pieces), engine
+
+
+def _emptied(pieces: list[bytes]) -> Iterator[bytes]:
+    """The pieces, each forgotten as it is given."""
+    pieces.reverse()
+    while pieces:
+        yield pieces.pop()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- the compiled halves ---------------------------------------------------------------------------------------------
+
+
+def _count_compiled(
+    pieces: Iterable[bytes], pattern: str, special_tokens: tuple[str, ...], threads: int, advance: Advance
+) -> Counts:
+    from jaxlm.tokenizer.compiled.count import CountTable
+
+    tables = [CountTable(pattern) for _ in range(threads)]
+    batches = _batches(pieces, special_tokens)
+    if threads == 1:
+        for batch in batches:
+            tables[0].add(batch)
+            advance(sum(map(len, batch)))
+        return tables[0].counts()
+
+    free: SimpleQueue[CountTable] = SimpleQueue()
+    for table in tables:
+        free.put(table)
+
+    def count(batch: list[bytes]) -> int:
+        table = free.get()
+        try:
+            table.add(batch)
+        finally:
+            free.put(table)  # whatever happened: others wait for it
+        return sum(map(len, batch))
+
+    pending: deque[Future[int]] = deque()  # bounded, so that the texts are not all read at once
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            if len(pending) == 2 * threads:
+                advance(pending.popleft().result())
+            pending.append(pool.submit(count, batch))
+        for future in pending:
+            advance(future.result())
+    whole = max(tables, key=len)
+    tables.remove(whole)
+    while tables:
+        whole.merge(tables.pop())
+    return whole.counts()
+
+
+def _batches(pieces: Iterable[bytes], special_tokens: tuple[str, ...]) -> Iterator[list[bytes]]:
+    """Pieces in lists of about `BATCH` bytes, a byte 0xFF for each special token."""
+    raw = [token.encode() for token in sorted(special_tokens, key=len, reverse=True)]
+    finder = re.compile(b"|".join(map(re.escape, raw)))
+    batch: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if any(token in piece for token in raw):
+            piece = piece.replace(raw[0], b"\xff") if len(raw) == 1 else finder.sub(b"\xff", piece)
+        batch.append(piece)
+        size += len(piece)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _learned(counts: Mapping[bytes, int] | Counts, wanted: int, by_bytes: bool, engine: Engine) -> Iterator[Pair]:
+    if engine == "portable":
+        yield from learned(counts.counter() if isinstance(counts, Counts) else counts, wanted, by_bytes=by_bytes)
         return
-    at, merged = 0, []
-    while at < len(word):
-        if at + 1 < len(word) and word[at] == first and word[at + 1] == second:
-            merged.append(new)
-            at += 2
-        else:
-            merged.append(word[at])
-            at += 1
-    word[:] = merged
-    for pair in before:
-        changed.setdefault(pair, pairs[pair])
-        pairs[pair] -= weight
-    for pair in pairwise(merged):
-        changed.setdefault(pair, pairs[pair])
-        pairs[pair] += weight
-        where[pair].add(index)
+    from jaxlm.tokenizer.compiled.learn import Learner
+
+    learner = Learner(counts if isinstance(counts, Counts) else Counts.of(counts), wanted, by_bytes=by_bytes)
+    for some in learner.merges():
+        yield from map(tuple, some.tolist())

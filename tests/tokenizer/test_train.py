@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from jaxlm.contract import InputError
-from jaxlm.tokenizer import Tokenizer, TokenizerConfig, train_from_config, train_tokenizer
+from jaxlm.tokenizer import Tokenizer, TokenizerConfig, train_from_config, train_tokenizer, training
+from jaxlm.tokenizer.train import train_tokenizer_from_files
 
 WORDS = [
     "singer",
@@ -53,6 +54,52 @@ def test_hash_seed_does_not_matter():
         for seed in ("0", "1", "12345")
     }
     assert found == {train_tokenizer(TEXTS, vocab_size=300).fingerprint + "\n"}
+
+
+def test_compiled_code_trains_the_same(stdlib_texts, monkeypatch):
+    texts = stdlib_texts * 2
+    assert sum(map(len, texts)) > training.COMPILE_BYTES
+    options = {"vocab_size": 600, "special_tokens": ("<|endoftext|>", "import")}
+    found = [train_tokenizer(texts, threads=threads, **options) for threads in (1, 3)]
+    monkeypatch.setattr(training, "_has_numba", lambda: False)
+    expected = train_tokenizer(texts, **options)
+    for tok in found:
+        assert tok.fingerprint == expected.fingerprint
+        assert tok.manifest.provenance == expected.manifest.provenance
+
+
+def test_files_train_as_their_texts_do(tmp_path, stdlib_texts, monkeypatch):
+    texts = [*TEXTS, "line\r\nline\r\n", *stdlib_texts[-3:]]
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_bytes("<|endoftext|>".join(texts[:5]).encode())
+    two.write_bytes("<|endoftext|>".join(texts[5:]).encode())
+    expected = train_tokenizer(texts, vocab_size=320)
+    for engine in (True, False):
+        monkeypatch.setattr(training, "_pays", lambda size, engine=engine: engine)
+        tok = train_tokenizer_from_files([one, str(two)], vocab_size=320, threads=2)
+        assert tok.fingerprint == expected.fingerprint
+        provenance = tok.manifest.provenance
+        assert provenance["documents"] == 2
+        assert provenance["bytes"] == one.stat().st_size + two.stat().st_size
+        for name in ("pretokens", "distinct_pretokens", "ties"):
+            assert provenance[name] == expected.manifest.provenance[name]
+    part = train_tokenizer_from_files([one, two], vocab_size=260, max_bytes=100)
+    assert part.manifest.provenance["documents"] == 1
+    assert 90 < part.manifest.provenance["bytes"] <= 100
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"text \x80")
+    with pytest.raises(InputError, match=r"bad.txt: expected UTF-8, found the byte 0x80 at byte 5"):
+        train_tokenizer_from_files([bad], vocab_size=300)
+    with pytest.raises(InputError, match=r"gone.txt: expected a text file, found: No such file"):
+        train_tokenizer_from_files([tmp_path / "gone.txt"], vocab_size=300)
+    for paths in (bad, str(bad)):
+        with pytest.raises(ValueError, match="expected a list of paths, found one"):
+            train_tokenizer_from_files(paths, vocab_size=300)
+    with pytest.raises(InputError, match="empty corpus"):
+        train_tokenizer_from_files([], vocab_size=300)
 
 
 def test_importing_the_room_imports_no_jax():
@@ -109,6 +156,8 @@ def test_impossible_arguments_are_refused():
         train_tokenizer("text", vocab_size=300)
     with pytest.raises(ValueError, match="ties"):
         train_tokenizer(TEXTS, vocab_size=300, ties="first")
+    with pytest.raises(ValueError, match="threads: expected at least 1"):
+        train_tokenizer(TEXTS, vocab_size=300, threads=0)
     with pytest.raises(ValueError, match="pattern"):
         train_tokenizer(TEXTS, vocab_size=300, pattern="p50k")
 

@@ -117,7 +117,8 @@ class compiled:
         dispatcher = _njit(self.function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
         dispatcher.compile((numba.int64,) * self._arguments)
         (made,) = dispatcher.overloads.values()
-        assert made.signature.return_type == numba.int64, f"{self.function.__name__} returns {made.signature.return_type}"
+        returned = made.signature.return_type
+        assert numba.types.unliteral(returned) == numba.int64, f"{self.function.__name__} returns {returned}"
         symbol, code = made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
         _keep(self.file, symbol, code)
         return symbol, code

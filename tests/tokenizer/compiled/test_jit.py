@@ -99,3 +99,12 @@ def test_without_a_place_on_the_disk_it_works_all_the_same(tmp_path, monkeypatch
 def test_what_returns_no_integer_is_refused(cache):
     with pytest.raises(AssertionError, match="nothing returns none"):
         nothing(1)
+
+
+@compiled
+def always(number):
+    return 7
+
+
+def test_a_constant_may_be_returned(cache):
+    assert always(1) == 7
