@@ -1,7 +1,8 @@
 """The words of a command line: a verb's own options, and the fields of the config beside them.
 
 A verb that takes fields states `SECTIONS`, those of the config that it uses (empty: all), and `CONFIG`, the installed config
-that it starts from (empty: that of the command line). Errors are one line, raised as UsageError.
+that it starts from (empty: that of the command line). A verb of several actions states `ACTIONS`, the module of each by name;
+such a module is to its action what a verb's is to the verb. Errors are one line, raised as UsageError.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import os
 import typing
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -21,7 +23,8 @@ from jaxlm.contract import InputError
 
 STRICT = "--data.strict"  # `--strict` is short for it
 
-PATHS = ("out", "run", "config", "paths", "path", "tokenizer")  # arguments of verbs, which an empty word cannot be
+# Arguments of verbs that an empty word cannot be.
+PATHS = ("out", "run", "config", "paths", "path", "tokenizer", "file", "html", "other", "target")
 
 
 class UsageError(InputError):
@@ -56,7 +59,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Namespace:
-    """The options of a verb; `overrides` holds the words that set fields of the config. `--help` raises SystemExit."""
+    """The options of a verb; `overrides` holds the words that set fields of the config. `--help` raises SystemExit.
+
+    Of a verb of several actions, those of the action that is named, whose name is `action`.
+    """
+    if hasattr(module, "ACTIONS"):
+        return _parse_action(verb, module, words)
     parser = Parser(prog=f"jaxlm {verb}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -83,6 +91,26 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
             raise UsageError(_unknown(word.partition("=")[0], parser, types))
         raise UsageError(f"{word}: expected nothing more, found a word too many; `{parser.prog} --help` shows the usage")
     args.overrides = overrides
+    return args
+
+
+def _parse_action(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Namespace:
+    """The action is the first word that names one and belongs to no field."""
+    spelt, types = [STRICT if word == "--strict" else word for word in words], field_types()
+    at = next(
+        (i for i, word in enumerate(spelt) if word in module.ACTIONS and split(spelt[: i + 1], types)[0][-1:] == [word]), -1
+    )
+    if at < 0:
+        parser = Parser(prog=f"jaxlm {verb}", description=module.__doc__, usage=f"jaxlm {verb} ACTION ...", add_help=False)
+        if {"-h", "--help"}.intersection(words):
+            parser.print_help()
+            parser.exit()
+        named = next((word for word in words if not word.startswith("-")), "")
+        close = difflib.get_close_matches(named, module.ACTIONS, n=1, cutoff=0.6)
+        found = f"{named!r}; the nearest is {close[0]}" if close else repr(named) if named else "none"
+        parser.error(f"action: expected one of {', '.join(module.ACTIONS)}, found {found}")
+    args = parse(f"{verb} {words[at]}", import_module(module.ACTIONS[words[at]]), [*words[:at], *words[at + 1 :]])
+    args.action = words[at]
     return args
 
 

@@ -26,7 +26,7 @@ from jaxlm.cli.output import Output
 
 VERBS = {
     "quickstart": "from nothing to a trained, evaluated model that writes, in minutes",
-    "tokenizer": "train a tokenizer; encode and decode with it",
+    "tokenizer": "train a tokenizer; use, inspect, compare and convert it",
     "data": "build token shards from text; show them",
     "train": "train a run, or go on with one",
     "eval": "bits per byte of a run on its validation split",

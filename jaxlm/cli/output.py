@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from jaxlm.contract import plain
+from jaxlm.contract import InputError, plain, write_atomic
 
 
 class Output:
@@ -51,3 +52,18 @@ class Part(Output):
     def result(self, body: Mapping[str, Any]) -> None:
         """Keep the result for the verb that called."""
         self.kept = body
+
+
+def require_new(path: str, *, option: str) -> None:
+    """Raise InputError where `path` cannot be a new file: a verb never writes over what is there."""
+    if not Path(path).name:
+        raise InputError(f"{option}: expected the name of a new file, found {path!r}")
+    if Path(path).exists():
+        raise InputError(f"{path}: expected a new file, found one in use; choose another name for {option}, or remove it")
+
+
+def write_new(path: str, content: bytes, *, option: str) -> None:
+    """Write a new file, whole or not at all, and the directories above it. Raises InputError where there is one."""
+    require_new(path, option=option)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)

@@ -65,6 +65,34 @@ def test_strict_is_short_for_the_field_of_the_data_wherever_that_is_taken(module
     assert "\n  --strict " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "action", "config", "overrides"),
+    [
+        ("train c --out o", "train", "c", []),
+        ("--json train c", "train", "c", []),
+        ("--data.max-bytes 5 train c", "train", "c", ["--data.max-bytes", "5"]),
+        ("train c --data.source train x", "train", "c", ["--data.source", "train", "x"]),
+        ("train --strict train", "train", "train", ["--data.strict"]),
+    ],
+)
+def test_the_action_is_the_first_word_that_names_one_and_is_no_value_of_a_field(words, action, config, overrides):
+    args = parse("tokenizer", tokenizer, words.split())
+    assert (args.action, args.config, args.overrides) == (action, config, overrides)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encod", "tok"], "found 'encod'; the nearest is encode"),
+        ([], "expected one of train, encode, decode, inspect, diff, convert, bench, found none"),
+        (["--json", "--data.source", "train"], "found none|found 'train'"),
+    ],
+)
+def test_an_action_that_is_none_is_a_usage_error(words, message):
+    with pytest.raises(UsageError, match=message):
+        parse("tokenizer", tokenizer, words)
+
+
 def test_strict_is_no_option_where_no_text_is_read():
     with pytest.raises(UsageError, match="--strict: expected an option of `jaxlm eval`"):
         parse("eval", eval_verb, ["r", "--strict"])

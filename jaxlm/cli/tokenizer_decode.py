@@ -1,0 +1,44 @@
+"""Print the text that ids stand for.
+
+  jaxlm tokenizer decode tok 284 257 13
+  jaxlm tokenizer encode tok "some text" | jaxlm tokenizer decode tok -
+
+Bytes that are no UTF-8 are shown as U+FFFD.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jaxlm.cli.output import Output
+from jaxlm.cli.tokenizer_reading import STDIN, add_format_arguments, read
+from jaxlm.contract import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxlm tokenizer decode`."""
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="a directory of jaxlm, or a file of another project")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="ids; - alone reads them from standard input")
+    add_format_arguments(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Decode."""
+    words = args.ids
+    if not words:
+        raise InputError(
+            "jaxlm tokenizer decode: expected a tokenizer directory and ids (or - for standard input), found no ids"
+        )
+    if words == [STDIN]:
+        words = sys.stdin.buffer.read().decode(errors="replace").split()
+    tokenizer = read(args.tokenizer, args)
+    known, ids = tokenizer.vocab, []
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and len(word) < 20 and int(word) in known):
+            raise InputError(f"{word[:40]}: expected an id in 0..{tokenizer.vocab_size - 1}")
+        ids.append(int(word))
+    text = tokenizer.decode(ids)
+    out.line(text)
+    out.result({"text": text})
+    return 0
