@@ -229,7 +229,7 @@ def test_encode_iterable_needs_little_memory(small):
         for i in range(400):
             yield f"aa {i} " * 1500
 
-    sum(1 for _ in small.encode_iterable(["aa 1 " * 30_000]))  # tables and compiled code are there
+    sum(1 for _ in small.encode_iterable(["aa 1 " * 1_000_000]))  # tables and compiled code are there
     tracemalloc.start()
     try:
         ids = sum(1 for _ in small.encode_iterable(chunks()))
