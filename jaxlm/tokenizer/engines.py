@@ -6,7 +6,6 @@ where no machine code is on the disk yet, takes seconds. The price is paid when 
 
 from __future__ import annotations
 
-import importlib.util
 import operator
 import struct
 import sys
@@ -77,7 +76,7 @@ class Engines:
         if self._compiled is not None or self._choice == "portable":
             return self._compiled
         self._seen += work
-        if _is_loaded() or (self._seen >= READY_BYTES and (self._seen >= COMPILE_BYTES or _is_on_disk()) and _has_numba()):
+        if _is_loaded() or (self._seen >= READY_BYTES and (_is_on_disk() or (self._seen >= COMPILE_BYTES and _can_compile()))):
             self._load()
         return self._compiled
 
@@ -103,10 +102,6 @@ class Engines:
             self._compiled = engine, Decoder(self._vocabulary.vocab)
 
 
-def _has_numba() -> bool:
-    return "numba" in sys.modules or importlib.util.find_spec("numba") is not None
-
-
 def _is_loaded() -> bool:
     """Whether this process has the machine code already."""
     module = sys.modules.get("jaxlm.tokenizer.compiled.encode")
@@ -114,11 +109,15 @@ def _is_loaded() -> bool:
 
 
 def _is_on_disk() -> bool:
-    if not _has_numba():
-        return False
     from jaxlm.tokenizer.compiled.encode import encode_texts
 
     return encode_texts.is_ready
+
+
+def _can_compile() -> bool:
+    from jaxlm.tokenizer.compiled.jit import has_compiler
+
+    return has_compiler()
 
 
 def _int32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:

@@ -8,7 +8,6 @@ Both halves exist twice, in Python and compiled, with the same results: importin
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import re
@@ -78,8 +77,7 @@ def learn_merges(
     if engine == "auto":
         size = len(counts.text) if isinstance(counts, Counts) else sum(map(len, counts))
         # Who has counted in compiled code has paid for it.
-        is_worth_it = isinstance(counts, Counts) or _pays(size)
-        engine = "compiled" if is_worth_it and _has_numba() else "portable"
+        engine = "compiled" if isinstance(counts, Counts) or _pays(size) else "portable"
     text = [bytes([i]) for i in range(256)]
     known = set(text)
     merges: list[tuple[bytes, bytes]] = []
@@ -98,13 +96,9 @@ def learn_merges(
 # ---- which code runs -------------------------------------------------------------------------------------------------
 
 
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
 def _pays(size: int) -> bool:
     """Whether compiled code is worth its price for `size` bytes."""
-    return _has_numba() and (size >= COMPILE_BYTES or (size >= READY_BYTES and _is_on_disk()))
+    return size >= READY_BYTES and (_is_on_disk() or (size >= COMPILE_BYTES and _can_compile()))
 
 
 def _is_on_disk() -> bool:
@@ -112,6 +106,12 @@ def _is_on_disk() -> bool:
     from jaxlm.tokenizer.compiled.learn import merge_pairs
 
     return count_block.is_ready and merge_pairs.is_ready
+
+
+def _can_compile() -> bool:
+    from jaxlm.tokenizer.compiled.jit import has_compiler
+
+    return has_compiler()
 
 
 def _chosen(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Engine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from unittest import mock
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxlm.contract import ContractError
-from jaxlm.tokenizer import Tokenizer, engines
+from jaxlm.tokenizer import Tokenizer, engines, train_tokenizer
 from jaxlm.tokenizer.compiled import encode as compiled_encode
 
 
@@ -62,7 +63,8 @@ def test_portable_stays_portable(made):
 def test_without_numba_everything_is_portable(made, nothing_loaded, monkeypatch):
     monkeypatch.setattr(engines, "READY_BYTES", 0)
     monkeypatch.setattr(engines, "COMPILE_BYTES", 0)
-    monkeypatch.setattr(engines, "_has_numba", lambda: False)
+    monkeypatch.setattr(engines, "_is_on_disk", lambda: False)
+    monkeypatch.setattr(engines, "_can_compile", lambda: False)
     tok = made()
     assert tok.encode("aa aa") == made("compiled").encode("aa aa")
     assert not is_compiled(tok)
@@ -109,3 +111,30 @@ def test_importing_the_room_imports_neither_numba_nor_jax():
     code = use + "print(*{'numba', 'jax'}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+WITHOUT = """
+import sys
+blocked = sys.argv[1].split()
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(name) if "llvmlite" in blocked else ImportError(f"{name} wants another NumPy")
+sys.meta_path.insert(0, Blocker())
+from jaxlm.tokenizer import train_tokenizer
+text = "".join(f"word {i} and more text {i * i} " for i in range(130_000))
+tok = train_tokenizer([text], vocab_size=300)
+print(len(tok.encode(text)), tok.fingerprint)
+"""
+
+
+@pytest.mark.parametrize("missing", ["numba", "numba llvmlite"])
+def test_what_cannot_be_imported_is_done_without(tmp_path, missing):
+    text = "".join(f"word {i} and more text {i * i} " for i in range(130_000))
+    assert len(text) > engines.COMPILE_BYTES
+    tok = train_tokenizer([text], vocab_size=300)
+    environment = {**os.environ, "JAXLM_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", WITHOUT, missing]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(tok.encode(text))), tok.fingerprint]
+    assert ("numba cannot be imported" in done.stderr) == (missing == "numba")

@@ -61,7 +61,7 @@ def test_compiled_code_trains_the_same(stdlib_texts, monkeypatch):
     assert sum(map(len, texts)) > training.COMPILE_BYTES
     options = {"vocab_size": 600, "special_tokens": ("<|endoftext|>", "import")}
     found = [train_tokenizer(texts, threads=threads, **options) for threads in (1, 3)]
-    monkeypatch.setattr(training, "_has_numba", lambda: False)
+    monkeypatch.setattr(training, "_pays", lambda size: False)
     expected = train_tokenizer(texts, **options)
     for tok in found:
         assert tok.fingerprint == expected.fingerprint

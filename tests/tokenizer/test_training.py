@@ -241,20 +241,21 @@ def test_memory_is_that_of_what_is_different(threads):
 
 
 def test_what_runs_depends_on_the_size(monkeypatch):
-    """Compiled from the larger size on, from the smaller one if it is on the disk, never without numba."""
+    """Compiled from the larger size on, from the smaller one if it is on the disk, even without numba."""
     piece = b"some text " * 1000
     few, some, many = 1, training.READY_BYTES // len(piece) + 1, training.COMPILE_BYTES // len(piece) + 1
 
     def chosen(pieces: int, *, on_disk: bool, numba: bool = True) -> str:
         monkeypatch.setattr(training, "_is_on_disk", lambda: on_disk)
-        monkeypatch.setattr(training, "_has_numba", lambda: numba)
+        monkeypatch.setattr(training, "_can_compile", lambda: numba)
         given, engine = training._chosen(iter([piece] * pieces))
         assert list(given) == [piece] * pieces
         return engine
 
     assert [chosen(n, on_disk=False) for n in (few, some, many)] == ["portable", "portable", "compiled"]
     assert [chosen(n, on_disk=True) for n in (few, some, many)] == ["portable", "compiled", "compiled"]
-    assert [chosen(n, on_disk=True, numba=False) for n in (few, some, many)] == ["portable"] * 3
+    assert [chosen(n, on_disk=True, numba=False) for n in (few, some, many)] == ["portable", "compiled", "compiled"]
+    assert [chosen(n, on_disk=False, numba=False) for n in (few, some, many)] == ["portable"] * 3
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, 9, 10, 11, 20, 21, 22, 23, 24, 100])

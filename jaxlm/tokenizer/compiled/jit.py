@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ class compiled:
     @property
     def is_ready(self) -> bool:
         """Whether its machine code is in this process or on the disk, so that a call compiles nothing."""
-        return self.is_loaded or any((folder / self.file).is_file() for folder in _folders())
+        try:
+            return self.is_loaded or any((folder / self.file).is_file() for folder in _folders())
+        except ImportError:  # of llvmlite, without which nothing can be loaded
+            return False
 
     @property
     def file(self) -> str:
@@ -122,6 +126,18 @@ class compiled:
         symbol, code = made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
         _keep(self.file, symbol, code)
         return symbol, code
+
+
+@functools.cache
+def has_compiler() -> bool:
+    """Whether numba can be imported. Warns where it is there and cannot, since it does not know the version of NumPy, say."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            warnings.warn(f"numba cannot be imported ({error}): tokenizers run without it, slower", stacklevel=2)
+        return False
+    return True
 
 
 # ---- on the disk -------------------------------------------------------------------------------------------------
