@@ -50,8 +50,8 @@ def _places(either: np.ndarray, rows: int) -> np.ndarray | None:
     holder = np.empty(rows, np.int64)
     for turn in range(_ROUNDS):
         place = either[choice, everyone]
-        # Of several that choose a row one gets it, another in every round, and the others go to their other row.
-        order = np.argsort(everyone * (0x9E3779B1 + 0x3C6EF372 * turn) & 0xFFFFFFFF, kind="stable")
+        # Of several that choose a row one gets it, by a draw of this round, and the others go to their other row.
+        order = np.random.default_rng(turn).permutation(count)
         holder[place[order]] = order
         lost = holder[place] != everyone
         if not lost.any():

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import regex
 
-from jaxlm.tokenizer.unicode import represent
+from jaxlm.tokenizer.unicode import CASELESS, LOWER, MARK, NEWLINE, NUMBER, SPACE, UPPER, classes, code_points, represent
 
 _SPACE = r"\p{White_Space}"
 _NOT_SPACE = r"\P{White_Space}"
@@ -63,13 +64,8 @@ PATTERNS: dict[str, str] = {
     ),
 }
 
-# Between these neighbours text can be cut, and no pre-token changes on either side, whatever stands elsewhere: in every pattern
-# a run of numbers ends its pre-token, a run of letters is followed by marks or a contraction or ends it, no pre-token goes from
-# a non-space to a space that is no line end, no alternative looks behind, and those that look ahead begin with a space.
-_CUT = (
-    r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])|(?<=\p{N})(?=\P{N})"
-    rf"|(?<={_NOT_SPACE})(?=[{_SPACE}--\r\n])"
-)
+_APOSTROPHE = NEWLINE + 1  # a class of its own, where letters come before it
+WINDOW = 256  # characters among which a place to cut is looked for first
 
 
 @functools.cache
@@ -89,8 +85,19 @@ def split(text: str, pattern: str) -> list[str]:
 
 
 @functools.cache
-def _cut() -> regex.Pattern[str]:
-    return regex.compile(_CUT, regex.V1)
+def _cuts() -> np.ndarray:
+    """Whether text can be cut between characters of two classes, bool [8, 9], and no pre-token changes on either side.
+
+    Whatever stands elsewhere: in every pattern a run of numbers ends its pre-token, a run of letters is followed by marks or a
+    contraction or ends it, no pre-token goes from a non-space to a space that is no line end, no alternative looks behind, and
+    those that look ahead begin with a space. The second class may be `_APOSTROPHE`.
+    """
+    cuts = np.zeros((8, 9), bool)
+    letters = [UPPER, LOWER, CASELESS]
+    cuts[letters] = [kind not in (*letters, MARK, _APOSTROPHE) for kind in range(9)]
+    cuts[NUMBER] = [kind != NUMBER for kind in range(9)]
+    cuts[:SPACE, SPACE] = True
+    return cuts
 
 
 @functools.cache
@@ -126,14 +133,28 @@ def pieces(chunks: Iterable[str], special_tokens: tuple[str, ...], *, size: int)
 
 def last_cut(text: str, end: int, finder: regex.Pattern[str] | None) -> int:
     """The last place before `end` to cut, 0 where there is none. What `finder` finds is never cut."""
-    found = _cut().search(represent(text), 0, max(end, 0))
-    cut = found.start() if found else 0
+    cut = _last_place(text, end)
     for match in finder.finditer(text) if finder else ():
         if match.start() < cut < match.end():
             return match.start()
         if match.start() >= cut:
             break
     return cut
+
+
+def _last_place(text: str, end: int) -> int:
+    """The same without a finder. In most texts there is one near: growing windows are looked through, the last one first."""
+    end, size = min(end, len(text)), WINDOW
+    while end > 1:
+        begin = max(end - size, 0)
+        codes = code_points(text[begin:end])
+        kinds = classes()[codes]
+        after = np.where(codes[1:] == ord("'"), _APOSTROPHE, kinds[1:])
+        places = np.flatnonzero(_cuts()[kinds[:-1], after])
+        if len(places):
+            return begin + int(places[-1]) + 1
+        end, size = begin + 1, 8 * size
+    return 0
 
 
 def grouped(texts: Iterable[str], size: int) -> list[list[str]]:

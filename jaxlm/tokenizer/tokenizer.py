@@ -18,7 +18,8 @@ import numpy as np
 from jaxlm.contract import ContractError, Manifest, new_artifact, plain
 from jaxlm.tokenizer.artifact import FILE, KIND, PROBE, facts_of, manifest_of, parse, serialise
 from jaxlm.tokenizer.engines import Choice, Engines
-from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, pieces, special_pattern, split
+from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, special_pattern, split
+from jaxlm.tokenizer.streaming import StreamEncoder
 from jaxlm.tokenizer.vocabulary import Vocabulary
 
 BATCH_CHARACTERS = 1 << 20  # of text that a thread encodes at once
@@ -161,13 +162,16 @@ class Tokenizer:
     def encode_iterable(self, chunks: Iterable[str], allowed_special: Collection[str] = ()) -> Iterator[int]:
         """Ids of a text that comes in chunks: those of `encode` of the whole, however it is cut.
 
-        Memory is bounded by the size of a chunk and the longest pre-token. Raises as `encode` does, when it comes to the place;
-        characters are counted from the beginning of the whole.
+        Memory is bounded by the size of a chunk and a constant, but for two rare kinds of text that `streaming` names. Raises
+        as `encode` does, when it comes to the place; characters are counted from the beginning of the whole.
         """
-        allowed, start = self._allowed(allowed_special), 0
-        for piece in pieces(chunks, self.special_tokens, size=PIECE):
-            yield from self._list(self._encode(piece, allowed, start))
-            start += len(piece)
+        allowed = self._allowed(allowed_special)
+
+        def encode(text: str, start: int) -> np.ndarray:
+            return self._encode(text, allowed, start)
+
+        for ids in StreamEncoder(self.vocabulary, self.pattern, self._engines, encode, size=PIECE).ids(chunks):
+            yield from self._list(ids)
 
     def _allowed(self, allowed_special: Collection[str]) -> frozenset[str]:
         if isinstance(allowed_special, str) and allowed_special != "all":

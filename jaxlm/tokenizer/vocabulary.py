@@ -99,7 +99,7 @@ def _made(merges: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[Pair
 
 
 def _numbers(count: int, ids: Sequence[int] | None) -> np.ndarray:
-    numbers = np.arange(count, dtype=np.int32) if ids is None else np.array(ids, np.int64)
+    numbers: np.ndarray = np.arange(count, dtype=np.int32) if ids is None else np.array(ids, np.int64)
     if numbers.shape != (count,):
         raise ValueError(f"ids: expected {count}, one for each byte and each product of a merge, found {len(numbers)}")
     if ids is not None:

@@ -72,3 +72,10 @@ def test_many_pretokens_are_merged_like_each_alone(few, product, words):
 def test_spread():
     assert spread(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
     assert spread(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
+
+
+def test_a_pair_whose_two_rows_are_one_finds_its_place():
+    product = {pair: product_of(rank, 256 + rank) for rank, pair in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 259)])}
+    table = pair_table(product)
+    left, right = np.array(list(product), np.int32).T
+    assert look_up(table, left, right)[1].tolist() == [256, 257, 258, 259, 260]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from unittest import mock
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex
@@ -12,6 +14,7 @@ from tokenizers.pre_tokenizers import Split
 
 from jaxlm.tokenizer import pretoken
 from jaxlm.tokenizer.pretoken import PATTERNS, last_cut, pieces, special_pattern, split
+from jaxlm.tokenizer.unicode import represent
 
 # What patterns and cuts turn on: letters that contractions need, numbers of several kinds, spaces and line ends of every kind,
 # marks, joiners, letters that came after Unicode 16.0, and halves of special tokens.
@@ -94,6 +97,27 @@ def test_pieces_split_as_the_whole_however_it_is_chunked(text, cuts, size, patte
     assert "".join(found) == text
     assert all(found)
     assert split_with_specials(found, pattern) == split_with_specials([text], pattern)
+
+
+# Where text can be cut, as a pattern.
+CUT = regex.compile(
+    r"(?r)(?<=\p{L})(?=[^\p{L}\p{M}'])|(?<=\p{N})(?=\P{N})|(?<=\P{White_Space})(?=[\p{White_Space}--\r\n])", regex.V1
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=special,
+    repeated=st.sampled_from(PARTS),
+    times=st.integers(0, 40),
+    end=st.integers(-3, 60),
+    window=st.sampled_from([2, 3, 256]),
+)
+def test_the_last_cut_is_the_last_place_of_the_pattern(text, repeated, times, end, window):
+    text, end = text + repeated * times, min(end, len(text) + times)
+    found = CUT.search(represent(text), 0, max(end, 0))
+    with mock.patch.object(pretoken, "WINDOW", window):
+        assert last_cut(text, end, None) == (found.start() if found else 0)
 
 
 def test_pieces_are_short_where_the_text_can_be_cut():

@@ -275,7 +275,7 @@ class Engine:
     """A tokenizer's encoder: workers that are free wait for the next thread. Threads may share it."""
 
     def __init__(self, vocabulary: Vocabulary, pattern: str):
-        self._tables = Tables(vocabulary, pattern)
+        self.tables = Tables(vocabulary, pattern)
         self._free: list[Worker] = []
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
@@ -285,7 +285,7 @@ class Engine:
         try:
             worker = self._free.pop()
         except IndexError:
-            worker = Worker(self._tables)
+            worker = Worker(self.tables)
         try:
             return worker.encode(texts)
         finally:
