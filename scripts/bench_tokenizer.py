@@ -359,7 +359,11 @@ def main() -> int:
         "python": platform.python_version(),
         "processor": f"{platform.machine()}, {os.cpu_count()} processors",
         "versions": versions,
-        "tokenizer": {"pattern": tok.pattern, "tokens": tok.vocab_size, "from": args.tokenizer or "trained here"},
+        "tokenizer": {
+            "pattern": tok.pattern,
+            "tokens": tok.vocab_size,
+            "from": Path(args.tokenizer).name if args.tokenizer else "trained here",
+        },
     }
     print(f"{body['date']}  Python {body['python']}  {body['processor']}  {versions}")
     print(f"tokenizer: {tok.vocab_size} tokens, pattern {tok.pattern}, {body['tokenizer']['from']}\n")
