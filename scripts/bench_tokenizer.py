@@ -354,6 +354,7 @@ def main() -> int:
         tok = train_tokenizer(rest_texts, vocab_size=VOCAB_SIZE, max_bytes=30_000_000)
     packages = ("numpy", "numba", "tiktoken", "tokenizers", "regex")
     versions = {name: importlib.metadata.version(name) for name in packages}
+    source = Path(args.tokenizer).name if args.tokenizer else "trained here"
     body: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
@@ -362,7 +363,7 @@ def main() -> int:
         "tokenizer": {
             "pattern": tok.pattern,
             "tokens": tok.vocab_size,
-            "from": Path(args.tokenizer).name if args.tokenizer else "trained here",
+            "from": source,
         },
     }
     print(f"{body['date']}  Python {body['python']}  {body['processor']}  {versions}")
