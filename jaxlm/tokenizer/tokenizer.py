@@ -51,6 +51,13 @@ class Tokenizer:
         self.special_tokens, self.pattern = tuple(self.special_ids), pattern
         self._provenance = dict(provenance or {})
         self._engines = Engines(self.vocabulary, pattern, choice=engine, probe=PROBE)
+        self._engine: Choice = engine
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and other processes get the definition, and make caches of their own."""
+        ids = self.vocabulary.ids.tolist()
+        made = functools.partial(type(self), ids=ids, provenance=self._provenance, engine=self._engine)
+        return made, (self.merges, self.special_ids, self.pattern)
 
     @classmethod
     def from_merges(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -111,6 +115,18 @@ def test_importing_the_room_imports_neither_numba_nor_jax():
     code = use + "print(*{'numba', 'jax'}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("engine", ["auto", "portable", "compiled"])
+def test_copies_and_other_processes_get_the_same_tokenizer(made, engine):
+    tok = made(engine)
+    tok.encode("aa aaa")
+    for other in (pickle.loads(pickle.dumps(tok)), copy.deepcopy(tok), copy.copy(tok)):
+        assert other.fingerprint == tok.fingerprint
+        assert other.encode("aa <|a|>", allowed_special="all") == tok.encode("aa <|a|>", allowed_special="all")
+        assert is_compiled(other) == is_compiled(tok)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(tok.encode, "aa aaa").result() == tok.encode("aa aaa")
 
 
 WITHOUT = """
