@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise InputError("--file: expected --file or --data.source, found both")
     given = read(args.tokenizer, args)
     whole = [text] if text is not None else list(documents(data or DataConfig(max_bytes=8_000_000)))
-    texts = [piece for one in whole for piece in pieces((one,), (), size=PIECE)]  # with the same ids, for any number of threads
+    texts = [piece for one in whole for piece in pieces((one,), size=PIECE)]  # with the same ids, for any number of threads
     size = sum(len(piece.encode()) for piece in texts)
     if not size:
         raise InputError(f"{args.file}: expected text, found none")

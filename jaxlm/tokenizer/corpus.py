@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxlm.contract import InputError
-from jaxlm.tokenizer.pretoken import last_cut, special_pattern
+from jaxlm.tokenizer.pretoken import last_cut, pieces, special_pattern
 
 BLOCK = 1 << 20  # characters, of files bytes, that are held at once
 
@@ -81,18 +81,7 @@ class Corpus:
 
     def _cut(self, chunks: Iterable[str]) -> Iterator[str]:
         """A text that comes in chunks, cut where that changes no pre-token."""
-        buffer, wanted = "", self._block
-        for chunk in chunks:
-            for start in range(0, len(chunk), self._block):
-                buffer += chunk[start : start + self._block]
-                if len(buffer) < wanted:
-                    continue
-                if cut := self._last_place(buffer):
-                    yield buffer[:cut]
-                    buffer = buffer[cut:]
-                wanted = 2 * len(buffer) + self._block  # doubled, so that all the searches together take linear time
-        if buffer:
-            yield buffer
+        return pieces(chunks, size=self._block, place=self._last_place)
 
     def _last_place(self, text: str) -> int:
         """Where to cut a text that goes on; 0 where that is not known yet."""

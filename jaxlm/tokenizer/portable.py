@@ -17,9 +17,7 @@ from jaxlm.tokenizer.vocabulary import Vocabulary
 CACHE = 1 << 18  # pre-tokens whose ids are remembered
 REMEMBERED = 256  # characters of a pre-token up to which it is: long ones are rare, and would fill the memory
 LONG = 3072  # characters of a text from which arrays beat a loop
-MANY = (
-    1 << 17
-)  # characters in long texts after which the tables that arrays need are made: what that takes, the loop took so far
+MANY = 1 << 17  # characters in long texts after which arrays' tables are made: what that takes, the loop took so far
 PIECE = 1 << 17  # characters that are encoded at once: the arrays stay in the processor's cache
 BLOCK = 1 << 13  # pre-tokens that are looked up at once, for the same reason
 
@@ -40,12 +38,15 @@ class Portable:
         if len(text) < LONG:
             return self._in_a_loop(text)
         text.encode()  # raises before any work
-        with self._lock:
-            self._seen += len(text)
-            if self._arrays is None and self._seen >= MANY:
-                self._arrays = _Arrays(self._vocabulary, self._pattern)
-            if self._arrays is not None:
-                return np.concatenate([self._arrays.encode(piece) for piece in pieces((text,), (), size=PIECE)])
+        if self._lock.acquire(blocking=False):  # the loop serves while another thread has the arrays, or had them at a fork
+            try:
+                self._seen += len(text)
+                if self._arrays is None and self._seen >= MANY:
+                    self._arrays = _Arrays(self._vocabulary, self._pattern)
+                if self._arrays is not None:
+                    return np.concatenate([self._arrays.encode(piece) for piece in pieces((text,), size=PIECE)])
+            finally:
+                self._lock.release()
         return self._in_a_loop(text)
 
     def _in_a_loop(self, text: str) -> np.ndarray:

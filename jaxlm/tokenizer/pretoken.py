@@ -11,7 +11,7 @@ This is the definition; the compiled and the vectorised paths are held against i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import regex
@@ -109,21 +109,26 @@ def special_pattern(special_tokens: tuple[str, ...]) -> regex.Pattern[str] | Non
     return regex.compile("|".join(map(regex.escape, longest_first)), regex.V1)
 
 
-def pieces(chunks: Iterable[str], special_tokens: tuple[str, ...], *, size: int) -> Iterator[str]:
-    """Re-cut a stream of text so that pre-tokens and special tokens of the pieces are those of the whole.
+@functools.cache
+def special_starts(special_tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """What special tokens begin with: a text without any of these has none of them. Few, however many tokens there are."""
+    return tuple(sorted({token[:2] for token in special_tokens}))
 
-    size: characters that are collected before a cut is looked for. A stretch without a place to cut (a run of spaces or letters
-    without end, which is one pre-token) is kept together, however long it is.
+
+def pieces(chunks: Iterable[str], *, size: int, place: Callable[[str], int] | None = None) -> Iterator[str]:
+    """Re-cut a stream of text where that changes nothing.
+
+    size: characters that are collected before a place is looked for. place: where to cut a text that goes on, 0 for nowhere; by
+    default the last place at which no pre-token changes. A stretch without one (a run of spaces or letters without end, which
+    is one pre-token) is kept together, however long it is.
     """
-    finder = special_pattern(special_tokens)
-    reach = max(map(len, special_tokens), default=0)
     buffer, wanted = "", size
     for chunk in chunks:
         for start in range(0, len(chunk), size):
             buffer += chunk[start : start + size]
             if len(buffer) < wanted:
                 continue
-            if cut := last_cut(buffer, len(buffer) - reach, finder):
+            if cut := place(buffer) if place else last_cut(buffer, len(buffer), None):
                 yield buffer[:cut]
                 buffer = buffer[cut:]
             wanted = 2 * len(buffer) + size  # doubled, so that all the searches together take linear time
@@ -158,10 +163,12 @@ def _last_place(text: str, end: int) -> int:
 
 
 def grouped(texts: Iterable[str], size: int) -> list[list[str]]:
-    """Texts in order, in groups of about `size` characters."""
+    """Texts in order, in groups of about `size` characters. Raises TypeError for what is no str."""
     groups: list[list[str]] = []
     room = 0
     for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"texts: expected str, found {type(text).__name__}")
         if room <= 0:
             groups.append([])
             room = size

@@ -4,6 +4,8 @@ Text is collected, and cut where no pre-token changes (`pretoken.last_cut`). Whe
 final are encoded (`unfinished`), and of one that goes on and on the tokens that are final (`settled`): less than two blocks of
 it are kept.
 
+A block takes time with the square of the longest token, which is nothing where that has hundreds of bytes.
+
 Two things are kept together however long they are, since their first ids depend on their end: white space without end after a
 line end, in all patterns but GPT-2's; and, in o200k, capitals without end after a word without small letters that ends in a
 caseless letter or a mark.
@@ -50,6 +52,8 @@ class StreamEncoder:
         """Ids of the chunks, int32, as they become certain. Raises what `encode` raises, when it comes to the place."""
         text, wanted = "", self._size
         for chunk in chunks:
+            if not isinstance(chunk, str):
+                raise TypeError(f"chunks: expected str, found {type(chunk).__name__}")
             for at in range(0, len(chunk), self._size):
                 text += chunk[at : at + self._size]
                 if len(text) < wanted:

@@ -17,8 +17,9 @@ import numpy as np
 
 from jaxlm.contract import ContractError, Manifest, new_artifact, plain
 from jaxlm.tokenizer.artifact import FILE, KIND, PROBE, facts_of, manifest_of, parse, serialise
-from jaxlm.tokenizer.engines import Choice, Engines
-from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, special_pattern, split
+from jaxlm.tokenizer.choosing import Choice, thread_count
+from jaxlm.tokenizer.engines import Engines
+from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, special_pattern, special_starts, split
 from jaxlm.tokenizer.streaming import StreamEncoder
 from jaxlm.tokenizer.vocabulary import Vocabulary
 
@@ -128,7 +129,7 @@ class Tokenizer:
         """Ids of `text`. allowed_special: special tokens that stand for their ids, or "all".
 
         Raises ValueError where the text holds another special token (text from outside must not steer the model), or a lone
-        surrogate, which no UTF-8 stands for.
+        surrogate, which no UTF-8 stands for; TypeError for what is no str.
         """
         return self._list(self._encode(text, self._allowed(allowed_special), 0))
 
@@ -145,12 +146,15 @@ class Tokenizer:
     def encode_batch_to_numpy(
         self, texts: Iterable[str], allowed_special: Collection[str] | None = None, *, threads: int | None = None
     ) -> list[np.ndarray]:
-        """`encode_to_numpy` of each text. threads: None for as many as there are processors, for much text."""
+        """`encode_to_numpy` of each text. threads: at most; None for one for each processor, up to 8.
+
+        Raises as `encode` does, and ValueError for less than one thread.
+        """
         if isinstance(texts, str):
             raise ValueError("texts: expected a list of str, found one str; use encode")
         allowed = None if allowed_special is None else self._allowed(allowed_special)
         groups = grouped(texts, BATCH_CHARACTERS)
-        workers = min(threads or os.cpu_count() or 1, len(groups))
+        workers = min(thread_count(threads), len(groups))
         if workers <= 1:
             return [ids for group in groups for ids in self._encode_group(group, allowed)]
         with ThreadPoolExecutor(workers) as pool:
@@ -158,7 +162,7 @@ class Tokenizer:
 
     def _encode_group(self, texts: list[str], allowed: frozenset[str] | None) -> list[np.ndarray]:
         """Ids of each text; those without special tokens, which are most, all at once."""
-        plain_texts = [isinstance(text, str) and (allowed is None or not self._has_special(text)) for text in texts]
+        plain_texts = [allowed is None or not self._has_special(text) for text in texts]
         try:
             found = iter(self._engines.encode_many([text for text, plain in zip(texts, plain_texts, strict=True) if plain]))
         except UnicodeEncodeError:  # which of them it was, and where, is for `_encode` to say
@@ -217,7 +221,8 @@ class Tokenizer:
             ) from None
 
     def _has_special(self, text: str) -> bool:
-        return any(token in text for token in self.special_tokens)
+        """Whether there may be a special token in `text`; False is certain."""
+        return any(start in text for start in special_starts(self.special_tokens))
 
     def _list(self, ids: np.ndarray) -> list[int]:
         """ids as Python integers, one object for each: two thirds of the time of `tolist`, and a fifth of the memory."""

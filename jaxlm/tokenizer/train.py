@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jaxlm.config.schema import TokenizerConfig
 from jaxlm.contract import InputError
+from jaxlm.tokenizer.choosing import thread_count
 from jaxlm.tokenizer.corpus import Corpus
 from jaxlm.tokenizer.progress import Progress
 from jaxlm.tokenizer.tokenizer import Tokenizer
@@ -87,8 +88,7 @@ def _train(
         )
     if ties not in ("bytes", "ids"):
         raise ValueError(f"ties: expected 'bytes' or 'ids', found {ties!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads: expected at least 1, or None, found {threads}")
+    thread_count(threads)  # checks it before the work
     empty = Tokenizer((), special_tokens, pattern)  # checks pattern and special tokens before the work
     corpus = Corpus(empty.special_tokens, max_bytes=max_bytes)
     with Progress(progress) as bars:

@@ -3,13 +3,12 @@
 The result is a function of the multiset of pre-tokens: the order and the cutting of the texts do not matter.
 Source: Sennrich et al. 2016, algorithm 1; over bytes, Radford et al. 2019, section 2.2.
 
-Both halves exist twice, in Python and compiled, with the same results: importing numba and compiling pay from some size on.
+Both halves exist twice, in Python and compiled, with the same results.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,19 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Literal
 
+from jaxlm.tokenizer.choosing import COMPILE_BYTES, READY_BYTES, TRAINING, Choice, thread_count
 from jaxlm.tokenizer.counts import Counts
 from jaxlm.tokenizer.learning import learned
 from jaxlm.tokenizer.merging import Pair
 from jaxlm.tokenizer.pretoken import special_pattern, split
 
 Ties = Literal["bytes", "ids"]
-Engine = Literal["auto", "portable", "compiled"]
 Advance = Callable[[int], None]
 
-READY_BYTES = 1 << 18  # from so much text on compiled code is used, if it is on the disk
-COMPILE_BYTES = 1 << 21  # from so much on it is made
 BATCH = 1 << 20  # bytes of text that a thread counts at once
-MOST_THREADS = 8  # where nobody says how many: each has a table of its own
 
 
 def count_pretokens(
@@ -38,18 +34,19 @@ def count_pretokens(
     pattern: str,
     special_tokens: tuple[str, ...],
     threads: int | None = None,
-    engine: Engine = "auto",
+    engine: Choice = "auto",
     advance: Advance = lambda amount: None,
 ) -> Counter[bytes] | Counts:
     """How often each pre-token occurs. Special tokens in the pieces separate, and are not counted.
 
     pieces: texts as UTF-8, read as they are needed. threads: that count at once where the code is compiled; None: one for each
-    processor, up to `MOST_THREADS`. engine: "auto" chooses by the size. advance: is told of bytes done.
+    processor, up to 8. engine: "auto" chooses by the size. advance: is told of bytes done.
+    Raises UnicodeDecodeError for what is no UTF-8.
     """
     if engine == "auto":
         pieces, engine = _chosen(iter(pieces))
     if engine == "compiled":
-        return _count_compiled(pieces, pattern, special_tokens, threads or min(MOST_THREADS, _processors()), advance)
+        return _count_compiled(pieces, pattern, special_tokens, thread_count(threads), advance)
     specials = special_pattern(special_tokens)
     counts: Counter[str] = Counter()
     for piece in pieces:
@@ -65,7 +62,7 @@ def learn_merges(
     wanted: int,
     *,
     ties: Ties = "bytes",
-    engine: Engine = "auto",
+    engine: Choice = "auto",
     advance: Advance = lambda amount: None,
 ) -> list[tuple[bytes, bytes]]:
     """The first `wanted` merges, or as many as the counts support. counts: pre-token -> how often it occurs.
@@ -77,7 +74,7 @@ def learn_merges(
     if engine == "auto":
         size = len(counts.text) if isinstance(counts, Counts) else sum(map(len, counts))
         # Who has counted in compiled code has paid for it.
-        engine = "compiled" if isinstance(counts, Counts) or _pays(size) else "portable"
+        engine = "compiled" if isinstance(counts, Counts) or TRAINING.are_worth(size) else "portable"
     text = [bytes([i]) for i in range(256)]
     known = set(text)
     merges: list[tuple[bytes, bytes]] = []
@@ -93,37 +90,16 @@ def learn_merges(
     return merges
 
 
-# ---- which code runs -------------------------------------------------------------------------------------------------
-
-
-def _pays(size: int) -> bool:
-    """Whether compiled code is worth its price for `size` bytes."""
-    return size >= READY_BYTES and (_is_on_disk() or (size >= COMPILE_BYTES and _can_compile()))
-
-
-def _is_on_disk() -> bool:
-    from jaxlm.tokenizer.compiled.count import count_block
-    from jaxlm.tokenizer.compiled.learn import merge_pairs
-
-    return count_block.is_ready and merge_pairs.is_ready
-
-
-def _can_compile() -> bool:
-    from jaxlm.tokenizer.compiled.jit import has_compiler
-
-    return has_compiler()
-
-
-def _chosen(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Engine]:
+def _chosen(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Choice]:
     """The pieces, and what is to count them; reads no more of them than it takes to know."""
     head: list[bytes] = []
     size = 0
-    engine: Engine = "portable"
+    engine: Choice = "portable"
     for limit in (READY_BYTES, COMPILE_BYTES):
         while size < limit and (piece := next(pieces, None)) is not None:
             head.append(piece)
             size += len(piece)
-        if _pays(size):
+        if TRAINING.are_worth(size):
             engine = "compiled"
             break
     return itertools.chain(_emptied(head), pieces), engine
@@ -134,10 +110,6 @@ def _emptied(pieces: list[bytes]) -> Iterator[bytes]:
     pieces.reverse()
     while pieces:
         yield pieces.pop()
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- the compiled halves ---------------------------------------------------------------------------------------------
@@ -186,11 +158,13 @@ def _count_compiled(
 def _batches(pieces: Iterable[bytes], special_tokens: tuple[str, ...]) -> Iterator[list[bytes]]:
     """Pieces in lists of about `BATCH` bytes, a byte 0xFF for each special token."""
     raw = [token.encode() for token in sorted(special_tokens, key=len, reverse=True)]
+    starts = {token[:2] for token in raw}
     finder = re.compile(b"|".join(map(re.escape, raw)))
     batch: list[bytes] = []
     size = 0
     for piece in pieces:
-        if any(token in piece for token in raw):
+        piece.decode()  # compiled code trusts it: raises UnicodeDecodeError
+        if any(start in piece for start in starts):
             piece = piece.replace(raw[0], b"\xff") if len(raw) == 1 else finder.sub(b"\xff", piece)
         batch.append(piece)
         size += len(piece)
@@ -201,7 +175,7 @@ def _batches(pieces: Iterable[bytes], special_tokens: tuple[str, ...]) -> Iterat
         yield batch
 
 
-def _learned(counts: Mapping[bytes, int] | Counts, wanted: int, by_bytes: bool, engine: Engine) -> Iterator[Pair]:
+def _learned(counts: Mapping[bytes, int] | Counts, wanted: int, by_bytes: bool, engine: Choice) -> Iterator[Pair]:
     if engine == "portable":
         yield from learned(counts.counter() if isinstance(counts, Counts) else counts, wanted, by_bytes=by_bytes)
         return

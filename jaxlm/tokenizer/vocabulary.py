@@ -61,6 +61,12 @@ class Vocabulary:
         return max(self.vocab) + 1
 
     @property
+    def range(self) -> str:
+        """The ids in words, for messages."""
+        missing = self.size - len(self.vocab)
+        return f"0..{self.size - 1}" + (f" ({missing} of which are none)" if missing else "")
+
+    @property
     def is_plain(self) -> bool:
         """Whether ids are the numbers inside, and special tokens come after them in order."""
         count = len(self.tokens)

@@ -9,13 +9,12 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from jaxlm.contract import ContractError
-from jaxlm.tokenizer import Tokenizer, engines, train_tokenizer
+from jaxlm.tokenizer import Tokenizer, choosing, engines, train_tokenizer
 from jaxlm.tokenizer.compiled import encode as compiled_encode
 
 
@@ -27,51 +26,51 @@ def made(small):
     return make
 
 
-@pytest.fixture
-def nothing_loaded(monkeypatch):
-    monkeypatch.setattr(engines, "_is_loaded", lambda: False)
-
-
 def is_compiled(tok: Tokenizer) -> bool:
     return tok._engines.compiled(0) is not None
 
 
-def test_compiled_code_comes_with_much_text(made, nothing_loaded, monkeypatch):
-    monkeypatch.setattr(engines, "READY_BYTES", 100)
-    monkeypatch.setattr(engines, "COMPILE_BYTES", 200)
-    for on_disk, enough in ((True, 100), (False, 200)):
-        monkeypatch.setattr(engines, "_is_on_disk", lambda on_disk=on_disk: on_disk)
-        tok = made()
-        for _ in range(enough // 10 - 1):
-            tok.encode_ordinary("aa aaaa aa")
-            assert not is_compiled(tok)
-        assert tok.encode_ordinary("aa aaaa aa") == made("portable").encode_ordinary("aa aaaa aa")
-        assert is_compiled(tok)
+def test_compiled_code_comes_with_as_much_text_as_makes_it_worth_it(made, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engines.ENCODING, "are_worth", lambda work: asked.append(work) or work >= 100)
+    tok = made()
+    for _ in range(9):
+        tok.encode_ordinary("aa aaaa aa")
+        assert tok._engines._compiled is None
+    assert tok.encode_ordinary("aa aaaa aa") == made("portable").encode_ordinary("aa aaaa aa")
+    assert is_compiled(tok)
+    assert asked == [*range(10, 101, 10)]
 
 
 def test_what_is_loaded_is_used_at_once(made):
     made("compiled").encode("aa")
-    assert engines._is_loaded()
+    assert engines.ENCODING.are_loaded
     tok = made()
     tok.encode("aa")
     assert is_compiled(tok)
 
 
 def test_portable_stays_portable(made):
+    made("compiled")
     tok = made("portable")
-    with mock.patch.object(engines, "READY_BYTES", 0), mock.patch.object(engines, "COMPILE_BYTES", 0):
-        tok.encode("aa" * 100)
+    assert tok.encode("aa" * 100) == made("compiled").encode("aa" * 100)
     assert not is_compiled(tok)
 
 
-def test_without_numba_everything_is_portable(made, nothing_loaded, monkeypatch):
-    monkeypatch.setattr(engines, "READY_BYTES", 0)
-    monkeypatch.setattr(engines, "COMPILE_BYTES", 0)
-    monkeypatch.setattr(engines, "_is_on_disk", lambda: False)
-    monkeypatch.setattr(engines, "_can_compile", lambda: False)
-    tok = made()
-    assert tok.encode("aa aa") == made("compiled").encode("aa aa")
-    assert not is_compiled(tok)
+def test_a_text_longer_than_compiled_code_can_number_is_cut(made, monkeypatch):
+    monkeypatch.setattr(engines, "LONGEST", 10)
+    text = "aa aaa aaaa 'll aa x aaaaa aaaaaaaaaaaaaaaaaaaaaaa a"
+    expected = made("portable").encode_ordinary(text)
+    tok = made("compiled")
+    assert tok.encode_ordinary(text) == expected
+    assert [ids.tolist() for ids in tok.encode_batch_to_numpy([text, "", "aa"])] == [expected, [], [256]]
+
+
+def test_ids_in_a_gap_are_refused_in_words_that_do_not_contradict_themselves():
+    for engine in ("portable", "compiled"):
+        tok = Tokenizer([], {"<|z|>": 1000}, "gpt2", engine=engine)
+        with pytest.raises(ValueError, match=r"expected ids in 0\.\.1000 \(744 of which are none\), found 500"):
+            tok.decode([500])
 
 
 def test_an_unknown_engine_is_refused(made):
@@ -129,6 +128,36 @@ def test_copies_and_other_processes_get_the_same_tokenizer(made, engine):
         assert pool.submit(tok.encode, "aa aaa").result() == tok.encode("aa aaa")
 
 
+FORKED = """
+import os, sys, threading, time
+from jaxlm.tokenizer import Tokenizer, choosing
+tok = Tokenizer.from_merges([(b"a", b"b")])
+text = "ab " * 1_000_000
+work = threading.Thread(target=tok.encode_to_numpy, args=(text,), daemon=True)
+work.start()
+time.sleep(float(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    ok = tok.encode("ab ab") == [256, 32, 256] and len(tok.encode_to_numpy(text)) == 2_000_000
+    os._exit(0 if ok else 1)
+done = 0
+for _ in range(600):
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        os._exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.1)
+os.kill(child, 9)
+os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("moment", [0.05, 1.5])
+def test_a_child_that_is_forked_amidst_the_work_of_another_thread_works(tmp_path, moment):
+    environment = {**os.environ, "JAXLM_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FORKED, str(moment)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
 WITHOUT = """
 import sys
 blocked = sys.argv[1].split()
@@ -138,7 +167,7 @@ class Blocker:
             raise ModuleNotFoundError(name) if "llvmlite" in blocked else ImportError(f"{name} wants another NumPy")
 sys.meta_path.insert(0, Blocker())
 from jaxlm.tokenizer import train_tokenizer
-text = "".join(f"word {i} and more text {i * i} " for i in range(130_000))
+text = "".join(f"word {i} and more text {i * i} " for i in range(70_000))
 tok = train_tokenizer([text], vocab_size=300)
 print(len(tok.encode(text)), tok.fingerprint)
 """
@@ -146,11 +175,11 @@ print(len(tok.encode(text)), tok.fingerprint)
 
 @pytest.mark.parametrize("missing", ["numba", "numba llvmlite"])
 def test_what_cannot_be_imported_is_done_without(tmp_path, missing):
-    text = "".join(f"word {i} and more text {i * i} " for i in range(130_000))
-    assert len(text) > engines.COMPILE_BYTES
+    text = "".join(f"word {i} and more text {i * i} " for i in range(70_000))
+    assert len(text) > choosing.COMPILE_BYTES
     tok = train_tokenizer([text], vocab_size=300)
     environment = {**os.environ, "JAXLM_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", WITHOUT, missing]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(tok.encode(text))), tok.fingerprint]
-    assert ("numba cannot be imported" in done.stderr) == (missing == "numba")
+    assert ("tokenizers run without compiled code" in done.stderr) == (missing == "numba")

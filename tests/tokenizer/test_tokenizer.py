@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxlm.tokenizer import Tokenizer, portable
 from jaxlm.tokenizer import tokenizer as module
+from jaxlm.tokenizer.pretoken import special_starts
 
 PARTS = [
     "a",
@@ -302,3 +303,30 @@ def test_fingerprint_tells_tokenizers_of_equal_size_apart():
     two = [Tokenizer.from_merges(merges, names).fingerprint for names in (("<|a|>", "<|b|>"), ("<|b|>", "<|a|>"))]
     assert two[0] != two[1]
     assert Tokenizer.from_merges([[b"a", b"b"], [b"c", b"d"]], ["<|endoftext|>"]).fingerprint == same[0].fingerprint
+
+
+@quick
+@given(text=st.lists(st.sampled_from([*PARTS, "<|", "<", "aa", "aaa"]), max_size=12).map("".join))
+def test_a_text_without_the_beginnings_of_special_tokens_has_none_of_them(small, text):
+    if any(token in text for token in small.special_tokens):
+        assert small._has_special(text)
+
+
+def test_many_special_tokens_begin_with_few_beginnings():
+    tok = Tokenizer.from_merges([], [f"<|reserved_{i}|>" for i in range(1000)])
+    assert special_starts(tok.special_tokens) == ("<|",)
+    assert tok.encode("a<|reserved_999|>", allowed_special="all") == [97, 256 + 999]
+
+
+@pytest.mark.parametrize("wrong", [b"x", 1, None])
+def test_what_is_no_text_is_refused_everywhere(small, wrong):
+    batch, stream = lambda x: small.encode_batch([x]), lambda x: list(small.encode_iterable([x]))
+    for encode in (small.encode, small.encode_ordinary, batch, stream):
+        with pytest.raises(TypeError, match=f"expected .*str.*found {type(wrong).__name__}"):
+            encode(wrong)
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_less_than_one_thread_is_refused(small, threads):
+    with pytest.raises(ValueError, match=f"threads: expected at least 1, or None, found {threads}"):
+        small.encode_batch(["a"], threads=threads)

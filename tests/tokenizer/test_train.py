@@ -11,6 +11,7 @@ import pytest
 
 from jaxlm.contract import InputError
 from jaxlm.tokenizer import Tokenizer, TokenizerConfig, train_from_config, train_tokenizer, training
+from jaxlm.tokenizer.choosing import COMPILE_BYTES
 from jaxlm.tokenizer.train import train_tokenizer_from_files
 
 WORDS = [
@@ -58,10 +59,10 @@ def test_hash_seed_does_not_matter():
 
 def test_compiled_code_trains_the_same(stdlib_texts, monkeypatch):
     texts = stdlib_texts * 2
-    assert sum(map(len, texts)) > training.COMPILE_BYTES
+    assert sum(map(len, texts)) > COMPILE_BYTES
     options = {"vocab_size": 600, "special_tokens": ("<|endoftext|>", "import")}
     found = [train_tokenizer(texts, threads=threads, **options) for threads in (1, 3)]
-    monkeypatch.setattr(training, "_pays", lambda size: False)
+    monkeypatch.setattr(training.TRAINING, "are_worth", lambda work: False)
     expected = train_tokenizer(texts, **options)
     for tok in found:
         assert tok.fingerprint == expected.fingerprint
@@ -75,7 +76,7 @@ def test_files_train_as_their_texts_do(tmp_path, stdlib_texts, monkeypatch):
     two.write_bytes("<|endoftext|>".join(texts[5:]).encode())
     expected = train_tokenizer(texts, vocab_size=320)
     for engine in (True, False):
-        monkeypatch.setattr(training, "_pays", lambda size, engine=engine: engine)
+        monkeypatch.setattr(training.TRAINING, "are_worth", lambda work, engine=engine: engine)
         tok = train_tokenizer_from_files([one, str(two)], vocab_size=320, threads=2)
         assert tok.fingerprint == expected.fingerprint
         provenance = tok.manifest.provenance

@@ -1,1 +1,1 @@
-"""The hot loops, compiled by numba; imported only where they are to run, since importing numba takes a third of a second."""
+"""The hot loops, compiled by numba once and kept on the disk; imported only where `choosing` finds that they pay."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from jaxlm.tokenizer.compiled.jit import compiled
 from jaxlm.tokenizer.compiled.memory import load_i32, load_i64, load_u64, store_u64
+from jaxlm.tokenizer.vocabulary import Vocabulary
 
 WORD = 8  # bytes that are copied at once, up to WORD - 1 of them too many
 
@@ -46,8 +45,9 @@ def decode_ids(ids, count, lengths, starts, blob, out):
 class Decoder:
     """The bytes of every id of a vocabulary. Threads may share it."""
 
-    def __init__(self, vocab: Mapping[int, bytes]):
-        self._size = max(vocab) + 1
+    def __init__(self, vocabulary: Vocabulary):
+        vocab = vocabulary.vocab
+        self._range, self._size = vocabulary.range, vocabulary.size
         self._lengths = np.array([len(vocab[i]) if i in vocab else -1 for i in range(self._size)], np.int32)
         sizes = np.maximum(self._lengths, 0).astype(np.int64)
         self._starts = np.cumsum(sizes) - sizes
@@ -59,7 +59,7 @@ class Decoder:
         lengths = self._lengths.ctypes.data
         total = decoded_length(ids.ctypes.data, len(ids), self._size, lengths)
         if total < 0:
-            raise ValueError(f"expected ids in 0..{self._size - 1}, found {ids[-1 - total]}")
+            raise ValueError(f"expected ids in {self._range}, found {ids[-1 - total]}")
         out = np.empty(total + WORD, np.uint8)
         decode_ids(ids.ctypes.data, len(ids), lengths, self._starts.ctypes.data, self._blob.ctypes.data, out.ctypes.data)
         return out[:total].tobytes()

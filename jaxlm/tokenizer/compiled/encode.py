@@ -36,7 +36,7 @@ from jaxlm.tokenizer.vocabulary import Vocabulary
 ROW = 32
 WINDOW = 8  # rows in which a pre-token is looked for
 INLINE = 16  # bytes of a pre-token that a row holds
-REMEMBERED = 128  # bytes up to which pre-tokens are remembered: longer ones are rare
+REMEMBERED = SHORT  # bytes up to which pre-tokens are remembered: longer ones are rare, and merging them may fail
 ROWS = 1 << 18  # 8 MB
 LIMIT_BYTES = 1 << 31  # of text at once: places are int32
 ARENA = 1 << 21  # words; 8 MB

@@ -12,22 +12,25 @@ Functions are marked when they are defined, and compiled when they are first cal
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.metadata
 import os
 import sys
-import tempfile
 import threading
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxlm.contract import write_atomic
+
+CONSTANTS = ("unicode.py", "merging.py")  # files above this room whose constants are compiled in
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _LOCK = threading.RLock()  # compiler and linker are not for two threads at once
+_FORKED_AMIDST = False  # whether another thread of the parent compiled when this process was forked: numba's locks stay taken
 _KEPT: list[Any] = []  # what holds the machine code in memory
 
 
@@ -78,9 +81,11 @@ class compiled:
         self._call: Callable | None = None
 
     def __call__(self, *arguments: int) -> int:
-        call = self._call or self._prepare()
+        if self._call is None:
+            self.load(make=True)
+        assert self._call is not None
         result, failure = ctypes.c_int64(), ctypes.c_void_p()
-        status = call(ctypes.byref(result), ctypes.byref(failure), *map(int, arguments))
+        status = self._call(ctypes.byref(result), ctypes.byref(failure), *map(int, arguments))
         assert status == 0, f"{self.function.__name__} ended with {status}"
         return result.value
 
@@ -90,34 +95,35 @@ class compiled:
         return self._call is not None
 
     @property
-    def is_ready(self) -> bool:
-        """Whether its machine code is in this process or on the disk, so that a call compiles nothing."""
-        try:
-            return self.is_loaded or any((folder / self.file).is_file() for folder in _folders())
-        except ImportError:  # of llvmlite, without which nothing can be loaded
-            return False
-
-    @property
     def file(self) -> str:
         """The name of the file that holds its machine code."""
         where = f"{self.function.__module__}.{self.function.__qualname__}"
         digest = hashlib.sha256(f"{where} {_key()}".encode()).hexdigest()
         return f"{self.function.__name__}-{digest[:24]}.o"
 
-    def _prepare(self) -> Callable:
+    def load(self, *, make: bool) -> bool:
+        """Whether its machine code is in this process now. make: compile it if it is not on the disk.
+
+        Raises ImportError where llvmlite, or numba to compile with, cannot be used.
+        """
         with _LOCK:
             if self._call is None:
-                found = _load(self.file) or self._compile()
-                address = _link(*found)
+                found = _load(self.file) or (self._compile() if make else None)
+                if found is None:
+                    return False
                 pointers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p)
                 kind = ctypes.CFUNCTYPE(ctypes.c_int32, *pointers, *[ctypes.c_int64] * self._arguments)
-                self._call = kind(address)
-            return self._call
+                self._call = kind(_link(*found))
+            return True
 
     def _compile(self) -> tuple[str, bytes]:
         """The function's symbol and its object code, which is kept on the disk where there is a place."""
+        if _FORKED_AMIDST:
+            raise ImportError("this process was forked while another thread compiled, and cannot compile any more")
         import numba
 
+        if vars(numba.config).get("DISABLE_JIT"):
+            raise ImportError("NUMBA_DISABLE_JIT is set")
         dispatcher = _njit(self.function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
         dispatcher.compile((numba.int64,) * self._arguments)
         (made,) = dispatcher.overloads.values()
@@ -128,28 +134,17 @@ class compiled:
         return symbol, code
 
 
-@functools.cache
-def has_compiler() -> bool:
-    """Whether numba can be imported. Warns where it is there and cannot, since it does not know the version of NumPy, say."""
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        if not isinstance(error, ModuleNotFoundError):
-            warnings.warn(f"numba cannot be imported ({error}): tokenizers run without it, slower", stacklevel=2)
-        return False
-    return True
-
-
 # ---- on the disk -------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _key() -> str:
-    """What machine code depends on: the sources of this room, the compiler's versions, the processor."""
+    """What machine code depends on: the sources of this room and of `CONSTANTS`, the compiler's versions, the processor."""
     from llvmlite import binding
 
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in [*sorted(here.glob("*.py")), *(here.parent / name for name in CONSTANTS)]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
     versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
@@ -161,8 +156,10 @@ def _folders() -> list[Path]:
     """Where machine code may lie: beside the sources, or with the user's other caches; JAXLM_CACHE_DIR overrides both."""
     if chosen := os.environ.get("JAXLM_CACHE_DIR"):
         return [Path(chosen)]
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [Path(__file__).parent / "__pycache__", users / "jaxlm"]
+    folders = [Path(__file__).parent / "__pycache__"]
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
+        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm")
+    return folders
 
 
 def _load(file: str) -> tuple[str, bytes] | None:
@@ -172,24 +169,23 @@ def _load(file: str) -> tuple[str, bytes] | None:
             digest, symbol, code = (folder / file).read_bytes().split(b"\n", 2)
         except (OSError, ValueError):
             continue
-        if _digest(symbol, code) == digest:
+        if _digest(file, symbol, code) == digest:
             return symbol.decode(), code
     return None
 
 
-def _digest(symbol: bytes, code: bytes) -> bytes:
-    return hashlib.sha256(symbol + b"\n" + code).hexdigest().encode()
+def _digest(file: str, symbol: bytes, code: bytes) -> bytes:
+    """Of the content and of its name: another function's code is as wrong as a damaged one."""
+    return hashlib.sha256(b"\n".join([file.encode(), symbol, code])).hexdigest().encode()
 
 
 def _keep(file: str, symbol: str, code: bytes) -> None:
     """Write symbol and object code to the first folder that takes them; nowhere if none does."""
+    content = b"\n".join([_digest(file, symbol.encode(), code), symbol.encode(), code])
     for folder in _folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{file}.", delete=False) as temporary:
-                temporary.write(b"\n".join([_digest(symbol.encode(), code), symbol.encode(), code]))
-            os.chmod(temporary.name, 0o644)
-            os.replace(temporary.name, folder / file)
+            write_atomic(folder / file, content)
             return
         except OSError:
             continue
@@ -208,3 +204,16 @@ def _link(symbol: str, code: bytes) -> int:
     engine.finalize_object()
     _KEPT.append((engine, machine))
     return int(engine.get_function_address(symbol))
+
+
+def _after_fork() -> None:
+    """In a child: locks that another thread of the parent held would never be given back."""
+    global _LOCK, _FORKED_AMIDST
+    if _LOCK.acquire(blocking=False):
+        _LOCK.release()
+    else:
+        _LOCK, _FORKED_AMIDST = threading.RLock(), True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

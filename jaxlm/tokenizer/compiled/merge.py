@@ -14,7 +14,7 @@ from jaxlm.tokenizer.compiled.memory import free, load_i32, load_i64, load_u8, m
 from jaxlm.tokenizer.merging import NONE, Pair
 
 EMPTY = -1  # no pair: tokens are below 2**31
-SHORT = 64  # bytes up to which scanning all pairs beats a heap
+SHORT = 128  # bytes up to which all pairs are scanned, without more memory; beyond them a heap is needed
 SHORT_SCRATCH = 16 * SHORT  # bytes that `merge_short` needs
 
 _MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, odd: multiplicative hashing (Knuth, TAOCP 3, 6.4)

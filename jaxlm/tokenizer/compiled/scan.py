@@ -11,8 +11,8 @@ import functools
 import numpy as np
 
 from jaxlm.tokenizer import unicode
-from jaxlm.tokenizer.compiled.jit import compiled, inlined
-from jaxlm.tokenizer.compiled.memory import load_u8, store_i64
+from jaxlm.tokenizer.compiled.jit import inlined
+from jaxlm.tokenizer.compiled.memory import load_u8
 
 PADDING = 32  # bytes 0xFF after the text; loads of 16 bytes may begin at its end
 KINDS = {"gpt2": 0, "cl100k": 1, "cl100k_base": 2, "o200k": 3}
@@ -250,14 +250,3 @@ def pretoken_end(kind, text, table, at):
     if kind == 3:
         return o200k_end(text, table, at)
     return cl100k_end(text, table, at, kind)
-
-
-@compiled
-def pretoken_ends(kind, text, length, table, ends):
-    """Write the ends of all pre-tokens as int64 to `ends` (room for `length`), return how many there are."""
-    at, count = np.int64(0), np.int64(0)
-    while at < length:
-        at = pretoken_end(kind, text, table, at)
-        store_i64(ends + 8 * count, at)
-        count += 1
-    return count

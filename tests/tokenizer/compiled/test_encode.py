@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,14 +90,18 @@ def test_ids_of_endless_repetition_are_those_of_the_other_engine(fast, trained, 
     assert np.array_equal(fast.encode_to_numpy(text), Portable(trained.vocabulary, trained.pattern).encode(text))
 
 
-def test_pretokens_with_equal_hashes_do_not_get_each_others_ids(trained, monkeypatch):
-    """Rows are found by hash, but compared whole: with a table of one window, everything meets everything."""
-    engine = Worker(Tables(trained.vocabulary, trained.pattern), rows=1)
-    portable = Portable(trained.vocabulary, trained.pattern)
-    draw = random.Random(1)
-    for _ in range(300):
-        text = "".join(draw.choices(PARTS, k=6))
-        assert engine.encode([text.encode()])[0].tolist() == portable.encode(text).tolist()
+def test_pretokens_with_equal_hashes_do_not_get_each_others_ids(trained):
+    """As if another pre-token had the same hashes: the bytes that a row's pre-token has in the arena are changed under it."""
+    engine = Worker(Tables(trained.vocabulary, trained.pattern))
+    text = "antidisestablishmentarianism"
+    expected = engine.encode([text.encode()])[0].tolist()
+    assert len(text) > encode.INLINE
+    words = (len(text) + 3) // 4
+    engine._words.view(np.uint8)[3] ^= 1
+    engine._words[words : words + len(expected)] = 7
+    assert engine.encode([text.encode()])[0].tolist() == expected
+    engine._words.view(np.uint8)[3] ^= 1  # and with its own bytes again, it is the row that answers
+    assert engine.encode([text.encode()])[0].tolist() == [7] * len(expected)
 
 
 def test_other_ids_outside_are_written():
@@ -132,3 +138,28 @@ def test_ids_of_real_texts_are_those_of_tiktoken(fast, oracle, real_data):
             assert fast.encode_ordinary(text) == oracle.encode_ordinary(text), path
             found += 1
     assert found > 10
+
+
+STARVED = """
+import resource
+from jaxlm.tokenizer import Tokenizer
+tok = Tokenizer([(b"a", b"a")], (), "gpt2", engine="compiled")
+tok.encode_to_numpy("aa" * 100), list(tok.encode_iterable(["aa"] * 10))
+size = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + (600 << 20), -1))
+text = "a" * (30 << 20)
+for _ in range(2):
+    try:
+        tok.encode_to_numpy(text)
+        print("encoded")
+    except MemoryError as error:
+        print(error)
+print(len(tok.encode_to_numpy("a" * 1001)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to limit the memory of a process")
+def test_memory_that_runs_out_is_said_every_time_and_changes_no_ids():
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=True)
+    message = f"expected memory for a pre-token of up to {30 << 20} bytes, found none"
+    assert done.stdout.splitlines() == [message, message, "501"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,12 +18,13 @@ from jaxlm.tokenizer.compiled import jit
 from jaxlm.tokenizer.compiled.jit import compiled, helper, inlined
 
 PACKAGE = Path(jaxlm.tokenizer.__file__).parent.parent
+ROOM = PACKAGE / "tokenizer" / "compiled"
 USE = """
 import sys
 from jaxlm.tokenizer.compiled.decode import decoded_length
-print(decoded_length.is_ready, end=" ")
+print(decoded_length.load(make=False), end=" ")
 decoded_length(0, 0, 0, 0)
-print(decoded_length.is_ready, "numba" in sys.modules)
+print(decoded_length.is_loaded, "numba" in sys.modules)
 """
 
 
@@ -34,9 +38,54 @@ def test_code_on_the_disk_is_used_without_numba_until_a_source_changes(tmp_path)
     shutil.copytree(PACKAGE, tmp_path / "jaxlm", ignore=shutil.ignore_patterns("__pycache__"))
     assert used(tmp_path) == "False True True"
     assert used(tmp_path) == "True True False"
-    with (tmp_path / "jaxlm/tokenizer/compiled/memory.py").open("a") as file:
-        file.write("\n# changed\n")
-    assert used(tmp_path) == "False True True"
+    for name in ("compiled/memory.py", "unicode.py"):
+        with (tmp_path / "jaxlm/tokenizer" / name).open("a") as file:
+            file.write("\n# changed\n")
+        assert used(tmp_path) == "False True True"
+
+
+def test_the_key_covers_every_module_whose_constants_are_compiled_in():
+    """Those above the room that its kernels' globals come from: numbers of other modules are parts of the machine code."""
+    above = set()
+    for path in ROOM.glob("*.py"):
+        module = import_module(f"jaxlm.tokenizer.compiled.{path.stem}") if path.stem != "__init__" else None
+        for node in ast.walk(ast.parse(path.read_text())) if module else ():
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxlm."):
+                for alias in node.names:
+                    value = getattr(module, alias.asname or alias.name, None)
+                    is_number = isinstance(value, int) or (isinstance(value, ModuleType) and "compiled" not in value.__name__)
+                    where = f"{node.module}.{alias.name}" if isinstance(value, ModuleType) else str(node.module)
+                    if is_number and not where.startswith("jaxlm.tokenizer.compiled"):
+                        above.add(f"{where.removeprefix('jaxlm.tokenizer.')}.py")
+    assert above == set(jit.CONSTANTS)
+
+
+def test_code_of_another_function_is_not_run(cache):
+    assert fresh()(1, 20) == 41
+    other = compiled(always.function)
+    other.load(make=True)
+    shutil.copy(cache / other.file, cache / fresh().file)
+    assert not fresh().load(make=False)
+    assert fresh()(1, 20) == 41
+
+
+def test_a_write_that_fails_leaves_nothing(cache, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert fresh()(1, 20) == 41
+    assert list(cache.iterdir()) == []
+
+
+def test_a_user_without_a_home_directory_has_one_place_less(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JAXLM_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert jit._folders() == [Path(jit.__file__).parent / "__pycache__"]
 
 
 @inlined
@@ -71,7 +120,7 @@ def fresh() -> compiled:
 
 
 def test_a_changed_file_is_not_run(cache):
-    assert not fresh().is_ready
+    assert not fresh().load(make=False)
     assert fresh()(1, 20) == 41
     (file,) = cache.iterdir()
     content = bytearray(file.read_bytes())
@@ -93,7 +142,7 @@ def test_without_a_place_on_the_disk_it_works_all_the_same(tmp_path, monkeypatch
     function = fresh()
     assert function(1, 2) == 5
     assert function.is_loaded
-    assert not fresh().is_ready
+    assert not fresh().load(make=False)
 
 
 def test_what_returns_no_integer_is_refused(cache):

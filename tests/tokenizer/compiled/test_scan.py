@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.tokenizer.compiled import scan
+from jaxlm.tokenizer.compiled.jit import compiled
+from jaxlm.tokenizer.compiled.memory import store_i64
+from jaxlm.tokenizer.compiled.scan import pretoken_end
 from jaxlm.tokenizer.pretoken import PATTERNS, split
 
 PARTS = [*"asStTlLvVrReEmMdDZéÉǅʰſʼ/'’ \t\n\r_-.12", "²", "Ⅷ", "٣", "e\u0301", "\u0301", "\x0b", "\x1c", "\x85", "\u00a0"]
@@ -18,12 +21,22 @@ PARTS += ["\u2028", "\u3000", "'s", "'ll", "'LL", " '", "\r\n", "  ", "\n\n", "�
 PARTS += ["\u200d", "\ufeff", "\x00", "'ſ", "\ue000", "\ud7ff", "\U0010ffff"]
 
 
+@compiled
+def pretoken_ends(kind, text, length, table, ends):
+    at, count = np.int64(0), np.int64(0)
+    while at < length:
+        at = pretoken_end(kind, text, table, at)
+        store_i64(ends + 8 * count, at)
+        count += 1
+    return count
+
+
 def scanned(text: str, pattern: str) -> list[str]:
     raw = text.encode()
     padded = np.frombuffer(raw + b"\xff" * scan.PADDING, np.uint8)
     ends = np.empty(len(raw), np.int64)
     addresses = padded.ctypes.data, len(raw), scan.table().ctypes.data, ends.ctypes.data
-    count = scan.pretoken_ends(scan.KINDS[pattern], *addresses)
+    count = pretoken_ends(scan.KINDS[pattern], *addresses)
     return [raw[a:b].decode() for a, b in pairwise([0, *ends[:count].tolist()])]
 
 
