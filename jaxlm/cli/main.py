@@ -7,7 +7,9 @@ Exit status: 0 done; 1 a contract is broken, a check or a save failed, memory ra
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
+import io
 import os
 import signal
 import sys
@@ -51,12 +53,31 @@ def _top() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. argv: the words after `jaxlm`, those of the process by default."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
+    words = [_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
     out = Output(as_json="--json" in words)
     verb = words[0] if words else ""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"jaxlm: warning: {message}", file=sys.stderr)
         return _status(words, verb, out)
+
+
+def _open_streams() -> None:
+    """Let what cannot be printed be printed as escapes, and what is printed on a closed stream go nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _utf8(word: str) -> str:
+    """A word of a command line that is UTF-8, whatever the locale says of it."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        return word
 
 
 def _called(words: Sequence[str], verb: str, out: Output) -> int:

@@ -41,7 +41,9 @@ def read(path: str, args: argparse.Namespace, *, form: str | None = None, as_far
     Raises InputError where there is no tokenizer, ContractError for a damaged artifact.
     """
     options = {name: getattr(args, name) for name in ("pattern", "special_tokens", "document_token")}
-    if form in (None, "jaxlm") and (Path(path, MANIFEST).exists() or not Path(path).exists()):
+    if not Path(path).exists():
+        raise InputError(f"{path}: expected a tokenizer (a directory of jaxlm, or a file of another project), found nothing")
+    if form in (None, "jaxlm") and Path(path, MANIFEST).exists():
         from jaxlm.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(path)
@@ -93,13 +95,20 @@ def given_text(args: argparse.Namespace) -> str | None:
     if args.file is None and args.text != [STDIN]:
         return " ".join(args.text) if args.text else None
     path = STDIN if args.file is None else args.file
-    raw = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+    raw = stdin_bytes() if path == STDIN else Path(path).read_bytes()
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason})"
         where = "standard input" if path == STDIN else path
         raise InputError(f"{where}: expected UTF-8, found {found}; convert it, with iconv for instance") from None
+
+
+def stdin_bytes() -> bytes:
+    """All of standard input. Raises InputError where it is closed."""
+    if sys.stdin is None:
+        raise InputError("-: expected standard input, found it closed")
+    return sys.stdin.buffer.read()
 
 
 def data_config(args: argparse.Namespace) -> DataConfig | None:

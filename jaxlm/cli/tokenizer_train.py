@@ -28,15 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Train and save."""
-    from jaxlm.data import training_texts
+    from jaxlm.data import Counts, training_texts
     from jaxlm.tokenizer import train_from_config
 
     if not args.out:
         raise InputError("--out: expected the directory of the new tokenizer, found nothing")
     base = load_config(args.config) if args.config else RunConfig()
     config = apply_overrides(base, args.overrides, only=SECTIONS)
-    tokenizer = train_from_config(training_texts(config.data), config.tokenizer, progress=True)
+    counts = Counts()
+    tokenizer = train_from_config(training_texts(config.data, counts), config.tokenizer, progress=True)
     tokenizer.save(args.out)
+    if counts.invalid_utf8:
+        found = f"{counts.invalid_utf8} of {counts.documents} documents held bytes that are no UTF-8, replaced by U+FFFD"
+        out.warn(f"jaxlm: warning: {found}; --strict refuses them")
     out.line(f"{args.out}: {tokenizer.vocab_size} tokens, {tokenizer.fingerprint}")
-    out.result({"tokenizer": args.out, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint})
+    made = {"tokenizer": args.out, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
+    out.result({**made, "documents_repaired": counts.invalid_utf8})
     return 0

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 
 from jaxlm.config.schema import DataConfig
-from jaxlm.data.documents import read_documents
+from jaxlm.data.documents import Counts, read_documents
 
 SPLITS = ("train", "val")
 RULE = "val where the first 8 bytes of sha256(UTF-8 text), big-endian, are below val_fraction * 2**64; else train"
@@ -21,6 +21,6 @@ def split_of(text: str, val_fraction: float) -> str:
     return "val" if head < val_fraction * 2**64 else "train"
 
 
-def training_texts(cfg: DataConfig) -> Iterator[str]:
-    """Texts of the training split, in order: what a tokenizer may be trained on."""
-    return (document.text for document in read_documents(cfg) if split_of(document.text, cfg.val_fraction) == "train")
+def training_texts(cfg: DataConfig, counts: Counts | None = None) -> Iterator[str]:
+    """Texts of the training split, in order: what a tokenizer may be trained on. counts: see `read_documents`."""
+    return (document.text for document in read_documents(cfg, counts) if split_of(document.text, cfg.val_fraction) == "train")

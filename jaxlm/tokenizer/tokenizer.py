@@ -79,6 +79,11 @@ class Tokenizer:
         """One more than the largest id: 256 bytes, the merges, the special tokens, and gaps where the ids have any."""
         return self.vocabulary.size
 
+    @property
+    def engine(self) -> str:
+        """What encodes now: "portable" or "compiled"."""
+        return "portable" if self._engines.compiled(0) is None else "compiled"
+
     @functools.cached_property
     def byte_lengths(self) -> np.ndarray:
         """Bytes of text that each id stands for, int32 [V], read-only; 0 for special tokens and for what is no id."""

@@ -34,7 +34,12 @@ def test_train_writes_the_tokenizer_of_the_text_and_reports_it(cli, texts, tmp_p
     made = Tokenizer.load(tmp_path / "tok")
     wanted = train_tokenizer([p.read_text() for p in sorted(texts.iterdir())], vocab_size=262)
     assert made.fingerprint == wanted.fingerprint
-    assert said.json() == {"tokenizer": str(tmp_path / "tok"), "vocab_size": 262, "fingerprint": made.fingerprint}
+    assert said.json() == {
+        "tokenizer": str(tmp_path / "tok"),
+        "vocab_size": 262,
+        "fingerprint": made.fingerprint,
+        "documents_repaired": 0,
+    }
     again = cli(*words)
     assert again.status == 2
     assert "expected a new or empty directory" in again.err
@@ -374,3 +379,56 @@ def test_bench_measures_the_text_that_it_is_given(cli, tok, tmp_path):
     assert body["tokens"] == len(Tokenizer.load(tok).encode("the cat sat on the mat\n" * 200))
     assert len(body["mb_per_second"]) == 6
     assert all(speed > 0 for speed in body["mb_per_second"].values())
+
+
+def test_train_says_what_it_repaired(cli, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"hello \xff\xfe world " * 300)
+    words = ("tokenizer", "train", "--data.source", tmp_path / "a.txt", "--tokenizer.vocab-size", "265")
+    said = cli(*words, "--out", tmp_path / "tok", "--json")
+    assert said.status == 0
+    assert said.json()["documents_repaired"] == 1
+    assert "1 of 1 documents held bytes that are no UTF-8" in said.err
+    assert cli(*words, "--out", tmp_path / "strict", "--strict").status == 2
+
+
+def test_decode_writes_every_byte(cli, tok, tmp_path):
+    raw = bytes(range(256)) * 2
+    path = tmp_path / "raw"
+    said = cli("tokenizer", "decode", tok, *Tokenizer.load(tok).encode_ordinary("x"), *raw, "--out", path, "--json")
+    assert said.json() == {"out": str(path), "bytes": len(raw) + 1}
+    assert path.read_bytes() == b"x" + raw
+    assert cli("tokenizer", "decode", tok, "1", "--out", path).status == 2
+
+
+def test_bench_says_which_engine_it_measured(cli, tok, tmp_path):
+    (tmp_path / "a.txt").write_text("some words " * 100)
+    for engine in ("compiled", "portable"):
+        said = cli("tokenizer", "bench", tok, "--file", tmp_path / "a.txt", "--passes", "1", "--engine", engine, "--json")
+        assert said.json()["engine"] == engine
+
+
+def test_a_path_without_anything_is_no_artifact(cli, tok, tmp_path):
+    said = cli("tokenizer", "diff", tok, tmp_path / "missing.json")
+    assert said.status == 2
+    assert "missing.json: expected a tokenizer (a directory of jaxlm, or a file of another project), found nothing" in said.err
+
+
+def run(words: str, tok, **environment: str) -> subprocess.CompletedProcess:
+    command = f"{sys.executable} -m jaxlm tokenizer {words}".replace("TOK", str(tok))
+    return subprocess.run(command, shell=True, env={**os.environ, **environment}, capture_output=True, timeout=100, check=False)
+
+
+def test_streams_that_are_closed_or_not_utf_8_give_no_traceback(tok):
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    ids = " ".join(map(str, "東".encode()))
+    done = run(f"decode TOK {ids}", tok, **plain)
+    assert (done.returncode, done.stdout) == (0, b"\\u6771\n")
+    done = run("encode TOK '東'", tok, **plain)
+    assert (done.returncode, done.stdout.decode().split()) == (0, ids.split())
+    done = run("inspect TOK '東'", tok, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert run("encode TOK hi >&-", tok).returncode == 0
+    done = run("encode TOK - <&-", tok)
+    assert done.returncode == 2
+    assert b"expected standard input, found it closed" in done.stderr

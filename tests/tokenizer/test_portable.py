@@ -149,3 +149,12 @@ def test_threads_share_an_engine(trained, stdlib_texts):
 def test_lone_surrogates_are_refused(engine, length):
     with pytest.raises(UnicodeEncodeError):
         engine.encode("a " * length + "\ud800")
+
+
+def test_a_lock_that_another_thread_holds_or_held_at_a_fork_stops_nothing(trained, stdlib_texts):
+    portable = Portable(trained.vocabulary, trained.pattern)
+    text = max(stdlib_texts, key=len)
+    assert len(text) > LONG
+    expected = portable.encode(text)
+    with portable._lock:
+        assert np.array_equal(portable.encode(text), expected)
