@@ -2,7 +2,8 @@
 
 Axes: B row, N byte of a row, later also code point, token or id of it. Every row is a text of its own. The ids are those of
 `Tokenizer.encode_ordinary`: special tokens are text like any other. Bytes that are no UTF-8 are characters that are neither
-letter, number nor space, one each, so that every row has ids, and their bytes are the row. Patterns without a mask (o200k) are refused.
+letter, number nor space, one each, so that every row has ids, and their bytes are the row. Patterns without a mask (o200k) are
+refused.
 
 All pre-tokens of all rows are merged at once. A round merges in each the pair of lowest rank, the leftmost of equals, so there
 are as many rounds as merges in the pre-token that has most. Most are done long before: what is left is packed into arrays of a

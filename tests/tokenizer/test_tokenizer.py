@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -330,3 +332,21 @@ def test_what_is_no_text_is_refused_everywhere(small, wrong):
 def test_less_than_one_thread_is_refused(small, threads):
     with pytest.raises(ValueError, match=f"threads: expected at least 1, or None, found {threads}"):
         small.encode_batch(["a"], threads=threads)
+
+
+def test_lists_of_ids_own_what_they_hold(stdlib_texts, trained):
+    """Lists are filled through addresses: the integers' references must be those of the lists, and outlive the tokenizer."""
+    text = "\n".join(stdlib_texts)[:20_000]
+    tok = Tokenizer(trained.merges, trained.special_ids, trained.pattern)
+    ids = tok.encode_to_numpy(text)
+    integers, addresses = tok._integers
+    assert addresses.tolist() == [id(integer) for integer in integers.tolist()]
+    often = int(np.bincount(ids[ids > 256]).argmax())  # smaller integers may be immortal: nothing counts their references
+    before = sys.getrefcount(integers[often])
+    held = tok.encode(text)
+    counted = sys.getrefcount(integers[often]) - before
+    assert counted == held.count(often)
+    del integers, addresses, tok
+    gc.collect()
+    assert held == ids.tolist()
+    assert held == trained.encode(text)
