@@ -1,6 +1,6 @@
 """Attention kernels and their oracles. Imports jax only."""
 
-from pallas_kernels.attention import attention, attention_path
+from pallas_kernels.attention import attention, attention_gradients, attention_path
 from pallas_kernels.ranges import KeyRanges, causal, decode, packed
 from pallas_kernels.reference import attention_float64, attention_reference, matmul_precision
 
@@ -8,6 +8,7 @@ __all__ = [
     "KeyRanges",
     "attention",
     "attention_float64",
+    "attention_gradients",
     "attention_path",
     "attention_reference",
     "causal",

@@ -46,9 +46,29 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: ja
     return (out, lse), (q, k, v, start, end, out, lse)
 
 
+def attention_gradients(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    ranges: KeyRanges,
+    out_BTNH: jax.Array,
+    lse_BTN: jax.Array,
+    d_out_BTNH: jax.Array,
+    d_lse_BTN: jax.Array,
+    *,
+    softcap: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients by q, k and v, in their dtypes, from what `attention` returned and the gradients by both of its results.
+
+    out and lse may be those of more keys than are given here: then the gradients are the part of these keys.
+    """
+    arrays = (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN, d_out_BTNH, d_lse_BTN)
+    return _over_rows(functools.partial(_backward_row, softcap=softcap), *arrays)
+
+
 def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
-    grads = _over_rows(functools.partial(_backward_row, softcap=softcap), *residuals, *cotangents)
-    return *grads, None, None
+    q, k, v, start, end, out, lse = residuals
+    return *attention_gradients(q, k, v, KeyRanges(start, end), out, lse, *cotangents, softcap=softcap), None, None
 
 
 _attention.defvjp(_forward, _backward)
