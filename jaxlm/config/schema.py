@@ -193,10 +193,12 @@ class TrainConfig(Section):
     z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the activations; weights stay float32
     max_skipped: int = 10  # stop after so many steps in a row with a non-finite gradient
+    remat: Literal["none", "dots", "block", "offload"] = runtime("none")  # activations kept for the backward pass
+    loss_chunk: int = 0  # positions of a row whose logits exist at once; 0: derived
 
     def _judge(self) -> None:
         self.require_at_least(1, "steps", "batch_size", "grad_accum", "max_skipped")
-        self.require_at_least(0, "z_loss")
+        self.require_at_least(0, "z_loss", "loss_chunk")
         self.require(0 <= self.seed < 1 << 32, "seed", "an integer from 0 to 2**32 - 1")
         self.require(self.batch_size % self.grad_accum == 0, "grad_accum", f"a divisor of --train.batch-size {self.batch_size}")
 
@@ -228,9 +230,14 @@ class WatchConfig(Section):
     section: ClassVar[str] = "watch"
     live: bool = runtime(True)  # a live line where the output is a terminal
     print_every: int = runtime(50)  # steps between printed lines where it is not
+    replicas_every: int = runtime(100)  # steps between comparisons of what devices hold in common; 0: with checkpoints only
+    recompute_every: int = runtime(0)  # steps between steps that are computed twice and compared bit by bit; 0: never
+    step_timeout: float = runtime(600.0)  # seconds without a finished step after which the process stops itself; 0: never
+    heartbeat: int = runtime(30)  # seconds of silence after which a process of a cluster counts as lost
 
     def _judge(self) -> None:
-        self.require_at_least(1, "print_every")
+        self.require_at_least(1, "print_every", "heartbeat")
+        self.require_at_least(0, "replicas_every", "recompute_every", "step_timeout")
 
 
 @dataclass(frozen=True)
@@ -294,6 +301,9 @@ class RunConfig(Section):
                 f"a multiple of grad_accum * data * fsdp = {self.train.grad_accum * shards}",
                 self.train.batch_size,
             )
+        if self.model.context_length % self.mesh.context:
+            wanted = f"a divisor of --model.context-length {self.model.context_length}"
+            raise ConfigError("mesh.context", wanted, self.mesh.context)
         if self.optim.schedule != "constant" and self.optim.warmup_steps > self.train.steps:
             raise ConfigError("optim.warmup_steps", f"at most --train.steps {self.train.steps}", self.optim.warmup_steps)
 

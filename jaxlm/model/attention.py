@@ -11,6 +11,7 @@ from flax import struct
 
 from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
+from jaxlm.parallel.ring import ring_attention
 from jaxlm.parallel.rules import AxisRules
 from pallas_kernels import KeyRanges, attention, causal, decode, packed
 
@@ -48,14 +49,33 @@ def attend(
 ) -> jax.Array:
     """Attention over the mask's ranges; out_BTNH in the dtype of `v`, zero where a query sees no key.
 
-    Under a mesh every device attends for its own rows and heads: nothing travels.
+    Under a mesh every device attends for its own rows and heads. Where the sequence is cut over a mesh axis, keys and values
+    go round the devices of that axis (`jaxlm.parallel.ring`); nothing else travels.
     """
+    if jax.sharding.get_abstract_mesh().empty:
+        return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, softcap=cfg.attention_softcap)[0]
+    (*_, heads, _), (*_, kv_heads, _) = rules.activation("BTNH"), rules.activation("BSKH")
+    axis = rules.a_S[0] if rules.a_S else None
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-        return attention(q, k, v, KeyRanges(start, end), softcap=cfg.attention_softcap)[0]
+        if heads != kv_heads:
+            k, v = (_read_heads(x, heads, q.shape[2], cfg.n_heads // cfg.kv_heads) for x in (k, v))
+        ranges = KeyRanges(start, end)
+        if axis is None or jax.lax.axis_size(axis) == 1:
+            return attention(q, k, v, ranges, softcap=cfg.attention_softcap)[0]
+        return ring_attention(q, k, v, ranges, axis=axis, softcap=cfg.attention_softcap)
 
-    if jax.sharding.get_abstract_mesh().empty:
-        return local(q_BTNH, k_BSKH, v_BSKH, *mask.ranges)
     q, kv, rows = (rules.activation(dims) for dims in ("BTNH", "BSKH", "BT"))
     mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=q)
     return mapped(q_BTNH, k_BSKH, v_BSKH, *mask.ranges)
+
+
+def _read_heads(x_BSKH: jax.Array, axis: str, queries: int, group: int) -> jax.Array:
+    """Of all key/value heads, those that this shard's query heads read; `group` query heads share one.
+
+    One after the other where the shard's heads are whole groups or lie in one group; else one for each query head.
+    """
+    first = jax.lax.axis_index(axis) * queries
+    if queries % group == 0 or group % queries == 0:
+        return jax.lax.dynamic_slice_in_dim(x_BSKH, first // group, max(1, queries // group), axis=2)
+    return jnp.take(x_BSKH, (first + jnp.arange(queries)) // group, axis=2)

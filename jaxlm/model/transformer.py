@@ -19,6 +19,7 @@ from jaxlm.model.attention import Mask, attend
 from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
 from jaxlm.model.params import Block, Params, param_specs
 from jaxlm.model.precision import Policy
+from jaxlm.model.remat import named_input, rematerialised
 from jaxlm.model.spec import named_leaves
 from jaxlm.parallel.rules import PRESETS, AxisRules
 
@@ -131,20 +132,24 @@ def hidden(
     rules: AxisRules = PRESETS["single"],
     dropout_key: jax.Array | None = None,
     cache: LayerCache | None = None,
+    remat: str = "none",
 ) -> tuple[jax.Array, BlockStats, LayerCache | None]:
     """Ids to the last activations, normed: x_BTD in the compute dtype, statistics [L], and the cache.
 
-    cache: keys and values stacked over layers [L, B, S, K, H], with this call's slots; None in training.
+    cache: keys and values stacked over layers [L, B, S, K, H], with this call's slots; None in training. remat: what the
+    backward pass computes again, see `jaxlm.model.remat`.
     """
     dims = jax.tree.map(lambda spec: spec.dims[1:], param_specs(cfg).blocks)
 
     def step(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
         layer, kv, key = scanned
+        x_BTD = named_input(x_BTD)
         layer = _layer_in_use(layer, dims, policy, rules)
         layer_cache = None if cache is None else LayerCache(kv[0], kv[1], cache.slots_BT)
         x_BTD, stats, layer_cache = block(x_BTD, layer, cfg, mask, rules=rules, cache=layer_cache, dropout_key=key)
         return x_BTD, (stats, None if layer_cache is None else (layer_cache.k, layer_cache.v))
 
+    step = rematerialised(step, remat, gathers=rules.gathers, scanned=cfg.scan_layers)
     with jax.named_scope("embedding"):
         table_VD = rules.gather(params.embed.astype(policy.compute), "VD")
         x_BTD = rules.rows(table_VD, tokens_BT)

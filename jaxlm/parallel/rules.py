@@ -83,6 +83,11 @@ class AxisRules:
         gathered = [tuple(axis for axis in _axes(entry) if axis not in self.a_B) for entry in stored]
         return P(*(_entry(axes) for axes in gathered))
 
+    @property
+    def gathers(self) -> bool:
+        """Whether any weight is stored in more shards than it is used in."""
+        return any(axis in self.a_B for f in dataclasses.fields(self) if f.name[0] == "w" for axis in getattr(self, f.name))
+
     def _spec(self, prefix: str, dims: str) -> P:
         axes = [getattr(self, prefix + letter) for letter in dims]
         flat = [axis for entry in axes for axis in entry]
@@ -161,19 +166,28 @@ def _rules(**axes: Axes) -> AxisRules:
 
 
 _TENSOR: dict[str, Axes] = {name: ("tensor",) for name in ("a_N", "a_K", "a_F", "a_V", "w_N", "w_K", "w_F", "w_V")}
+# Every preset cuts the sequence over `context`: positions of queries, and of the keys that travel to them.
+_CONTEXT: dict[str, Axes] = {"a_T": ("context",), "a_S": ("context",)}
 
 PRESETS: dict[str, AxisRules] = {
-    "single": _rules(),
-    "dp": _rules(a_B=("data",)),
-    "fsdp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",)),
-    "tp": _rules(a_B=("data",), **_TENSOR),
-    "fsdp_tp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",), **_TENSOR),
+    "single": _rules(**_CONTEXT),
+    "dp": _rules(a_B=("data",), **_CONTEXT),
+    "fsdp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",), **_CONTEXT),
+    "tp": _rules(a_B=("data",), **_TENSOR, **_CONTEXT),
+    "fsdp_tp": _rules(a_B=("data", "fsdp"), w_D=("fsdp",), **_TENSOR, **_CONTEXT),
 }
 
 
-def rules_of(cfg: MeshConfig) -> AxisRules:
-    """The preset that a config names."""
-    return PRESETS[cfg.rules]
+def rules_of(cfg: MeshConfig, kv_heads: int = 0) -> AxisRules:
+    """The preset that a config names, for a model with so many key/value heads (0: not told).
+
+    Where the tensor shards do not divide the key/value heads, every shard makes all of them, and each of its query heads
+    reads the one that it needs (`jaxlm.model.attention`): with fewer heads than shards, some have to be on several anyway.
+    """
+    rules = PRESETS[cfg.rules]
+    if rules.w_K and kv_heads % math.prod(getattr(cfg, axis) for axis in rules.w_K):
+        return dataclasses.replace(rules, a_K=(), w_K=())
+    return rules
 
 
 def sharding(mesh: Mesh, spec: P) -> NamedSharding:

@@ -63,7 +63,7 @@ def policy(cfg: RunConfig) -> Policy:
 
 def rules(cfg: RunConfig) -> AxisRules:
     """The axis rules of a run."""
-    return rules_of(cfg.mesh)
+    return rules_of(cfg.mesh, cfg.model.kv_heads)
 
 
 def abstract_state(cfg: RunConfig, mesh: Mesh) -> TrainState:

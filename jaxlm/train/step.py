@@ -38,7 +38,7 @@ def batch_logits(
     """Logits over the padded vocabulary, [B, T, V], of a packed batch, and the statistics of the layers."""
     mask = Mask.packed(batch.segments, batch.positions, window=cfg.model.window)
     options: dict[str, Any] = {"policy": policy(cfg), "rules": rules(cfg)}
-    x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, dropout_key=dropout_key, **options)
+    x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, dropout_key=dropout_key, remat=cfg.train.remat, **options)
     return project(params, x_BTD, cfg.model, **options), stats
 
 

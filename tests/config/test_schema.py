@@ -73,11 +73,16 @@ IMPOSSIBLE = {
     "train.seed": (-1, 1 << 32),
     "train.z_loss": (-1.0, nan, inf),
     "train.max_skipped": AT_LEAST_1,
+    "train.loss_chunk": AT_LEAST_0,
     "mesh.data": AT_LEAST_1,
     "mesh.fsdp": AT_LEAST_1,
     "mesh.tensor": AT_LEAST_1,
     "mesh.context": AT_LEAST_1,
     "watch.print_every": AT_LEAST_1,
+    "watch.replicas_every": AT_LEAST_0,
+    "watch.recompute_every": AT_LEAST_0,
+    "watch.step_timeout": (-1.0, nan, inf),
+    "watch.heartbeat": AT_LEAST_1,
     "checkpoint.every": AT_LEAST_1,
     "checkpoint.keep_last": AT_LEAST_1,
     "checkpoint.keep_best": AT_LEAST_0,
@@ -213,7 +218,9 @@ def test_a_field_enters_the_fingerprint_unless_it_changes_no_number(name):
 
 def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
-        "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "watch.live", "watch.print_every",
+        "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "train.remat",
+        "watch.live", "watch.print_every", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
+        "watch.heartbeat",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.asynchronous",
         "eval.batch_size", "eval.stride", "eval.max_documents", "eval.resamples", "eval.confidence", "eval.seed",
     ]  # fmt: skip

@@ -1,0 +1,55 @@
+"""Rematerialisation by name: which activations of a block are kept for the backward pass, and which are computed again.
+
+| name | kept of every block | computed again |
+|---|---|---|
+| none | all that the backward pass reads | gathered weights |
+| dots | the results of matrix products with weights | norms, rotations, activations, attention |
+| block | the block's input | the whole block |
+| offload | the block's input, in the host's memory | the whole block |
+
+A weight that is gathered for its use is gathered again under every name: kept, the gathered weights of all layers would be the
+whole model on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+INPUT = "block_input"
+
+
+def _all_but_gathered(primitive: Any, *operands: Any, **params: Any) -> bool:
+    return primitive.name != "reshard"
+
+
+def named_input(x_BTD: jax.Array) -> jax.Array:
+    """A block's input, under the name by which `offload` finds it."""
+    return checkpoint_name(x_BTD, INPUT)
+
+
+def rematerialised(step: Callable, remat: str, *, gathers: bool, scanned: bool) -> Callable:
+    """`step`, one block, under a policy: a name of `TrainConfig.remat`.
+
+    gathers: whether the step gathers weights. scanned: whether it is the body of a scan, where forward and backward are loops
+    of their own, and nothing has to keep the compiler from merging what is computed twice.
+    """
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        if not gathers:
+            return step
+        policy = _all_but_gathered
+    elif remat == "dots":
+        policy = policies.dots_with_no_batch_dims_saveable
+    elif remat == "block":
+        policy = policies.nothing_saveable
+    elif remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[], names_which_can_be_offloaded=[INPUT], offload_src="device", offload_dst="pinned_host"
+        )
+    else:
+        raise ValueError(f"remat: expected none, dots, block or offload, found {remat!r}")
+    return jax.checkpoint(step, policy=policy, prevent_cse=not scanned)

@@ -1,0 +1,98 @@
+"""Attention over a sequence that is cut into shards: keys and values travel round the ring of devices, queries stay.
+
+Exact for every mask that `KeyRanges` can say. Every device attends to the shard of keys that it holds, passes the shard on,
+and merges what it found by the log-sum-exp; after one round it has seen all keys. The backward pass goes round once more,
+recomputes the weights from the log-sum-exp of the whole row, and the gradients of a shard travel with it until they are home,
+so that no device ever holds more than two shards of keys. Source: Liu et al. 2023 (ring attention), algorithm 1.
+
+Axes: B batch, T query of this shard, S key of this shard, N query head, K key/value head, H head width.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import KeyRanges, attention, attention_gradients
+
+
+def ring_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, axis: str, softcap: float = 0.0
+) -> jax.Array:
+    """Attention of one device's queries to the keys of all devices of the mesh axis `axis`, inside `jax.shard_map`.
+
+    ranges: of the device's own queries, over the keys of the whole sequence; shard i holds the keys i * S to (i + 1) * S.
+    Returns out_BTNH in the dtype of `v`, zero where a query sees no key. Differentiable in q, k and v.
+    """
+    return _ring(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, axis, softcap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _ring(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> jax.Array:
+    return _round(q, k, v, start, end, axis, softcap)[0].astype(v.dtype)
+
+
+def _local(start: jax.Array, end: jax.Array, axis: str, passed: jax.Array | int, keys: int) -> KeyRanges:
+    """The ranges over the shard that a device holds after `passed` passes: it began `passed` devices before."""
+    first = (jax.lax.axis_index(axis) - passed) % jax.lax.axis_size(axis) * keys
+    return KeyRanges(*(jnp.clip(bound - first, 0, keys).astype(jnp.int32) for bound in (start, end)))
+
+
+def _pass_on(tree: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
+    devices = jax.lax.axis_size(axis)
+    return jax.lax.ppermute(tree, axis, [(i, (i + 1) % devices) for i in range(devices)])
+
+
+def _round(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
+) -> tuple[jax.Array, jax.Array]:
+    """Once round the ring: out and log-sum-exp over all keys, both float32."""
+
+    def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        out, lse = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap)
+        return out.astype(jnp.float32), lse
+
+    def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
+        (k, v), out, lse = _pass_on(carry[0], axis), *carry[1:]
+        more, lse_more = part(k, v, passed)
+        # A row without keys has the log-sum-exp -1e30 and the output 0: it adds nothing, and two of them stay one.
+        merged = jnp.logaddexp(lse, lse_more)
+        out = out * jnp.exp(lse - merged)[..., None] + more * jnp.exp(lse_more - merged)[..., None]
+        return ((k, v), out, merged), None
+
+    passes = jnp.arange(1, jax.lax.axis_size(axis))
+    (_, out, lse), _ = jax.lax.scan(step, ((k, v), *part(k, v, 0)), passes)
+    return out, lse
+
+
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
+) -> tuple[jax.Array, tuple]:
+    out, lse = _round(q, k, v, start, end, axis, softcap)
+    out = out.astype(v.dtype)
+    return out, (q, k, v, start, end, out, lse)
+
+
+def _backward(axis: str, softcap: float, residuals: tuple, d_out: jax.Array) -> tuple:
+    q, k, v, start, end, out, lse = residuals
+
+    def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> tuple[jax.Array, ...]:
+        ranges = _local(start, end, axis, passed, k.shape[1])
+        grads = attention_gradients(q, k, v, ranges, out, lse, d_out, jnp.zeros_like(lse), softcap=softcap)
+        return tuple(grad.astype(jnp.float32) for grad in grads)
+
+    def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
+        (k, v, d_k, d_v), d_q = _pass_on(carry[0], axis), carry[1]
+        more_q, more_k, more_v = part(k, v, passed)
+        return ((k, v, d_k + more_k, d_v + more_v), d_q + more_q), None
+
+    d_q, d_k, d_v = part(k, v, 0)
+    passes = jnp.arange(1, jax.lax.axis_size(axis))
+    ((_, _, d_k, d_v), d_q), _ = jax.lax.scan(step, ((k, v, d_k, d_v), d_q), passes)
+    d_k, d_v = _pass_on((d_k, d_v), axis)  # home
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+_ring.defvjp(_forward, _backward)
