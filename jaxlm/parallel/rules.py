@@ -2,8 +2,8 @@
 
 Weights and activations are named apart, since the same letter may be sharded in one and whole in the other. A weight has
 two layouts: how it is stored (`weight`), and how it is used (`used`), in which the axes that also shard the batch are
-gathered: the explicit form of fully sharded data parallelism. The transpose of that gather is the reduce-scatter of
-its gradient.
+gathered: the explicit form of fully sharded data parallelism. The transpose of that gather sums the gradient over the
+devices and leaves each its part, which XLA makes one reduce-scatter where its backend can (not on a CPU).
 """
 
 from __future__ import annotations
@@ -100,6 +100,15 @@ class AxisRules:
     def gather(self, weight: jax.Array, dims: str) -> jax.Array:
         """A stored weight in the layout of its use."""
         return weight if _no_mesh() else jax.sharding.reshard(weight, self.used(dims))
+
+    def shared(self, x: jax.Array, dims: str, letter: str) -> jax.Array:
+        """An activation that several products read, with weights that are sharded along `letter`.
+
+        The gradients of the products are parts of sums over the shards. Read through this, the parts are added first and
+        travel once (Shoeybi et al. 2019, section 3, the conjugate operator f).
+        """
+        axes = frozenset(axis for axis in getattr(self, f"w_{letter}") if axis not in self.a_B)
+        return x if _no_mesh() or not axes else jax.sharding.reshard(x, P(*self.activation(dims), reduced=axes))
 
     def einsum(self, equation: str, *operands: jax.Array, **options: Any) -> jax.Array:
         """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow; float32 is float32."""
