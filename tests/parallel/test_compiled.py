@@ -91,6 +91,16 @@ def unordered(counter):
     return total
 
 
+def matrices(counter):
+    return collections.Counter({shape: n for shape, n in counter.items() if len(shape) > 1})
+
+
+def per_layer(name, remat="none"):
+    """What travels in the loops over layers; of what is gathered, the matrices only, since the gains of norms may be kept."""
+    found = {key: unordered(counter) for key, counter in travelling(name, remat).items() if key[0] != "outside"}
+    return {key: matrices(counter) if key[1] == "all-gather" else counter for key, counter in found.items()}
+
+
 def activations(name):
     mesh = MESHES[name]
     return tuple(sorted((ROWS // mesh.data // mesh.fsdp, MODEL.context_length // mesh.context, MODEL.d_model)))
@@ -104,12 +114,9 @@ def test_alone_nothing_travels(remat):
 @pytest.mark.parametrize("name", ["dp", "fsdp", "tp", "fsdp_tp"])
 def test_a_layer_sends_its_gradients_once_and_what_the_preset_says(name):
     """Per layer: fsdp gathers each weight once forward and once backward; tp sums two activations forward, two backward."""
-    found = {key: unordered(counter) for key, counter in travelling(name).items() if key[0] != "outside"}
+    found = per_layer(name)
     gradients = layer_weights(name, "used")
-    used = collections.Counter({shape: n for shape, n in gradients.items() if len(shape) > 1})
-    for key in found:
-        if key[1] == "all-gather":  # the gains of norms may be kept
-            found[key] = collections.Counter({shape: n for shape, n in found[key].items() if len(shape) > 1})
+    used = matrices(gradients)
     wanted = {("backward", "all-reduce"): gradients}
     if "fsdp" in name:
         wanted |= {("forward", "all-gather"): used, ("backward", "all-gather"): used}
@@ -123,7 +130,7 @@ def test_a_layer_sends_its_gradients_once_and_what_the_preset_says(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dp", "fsdp", "tp", "fsdp_tp"])
 def test_recomputing_a_block_sums_its_attention_once_more_and_gathers_no_more(name):
-    plain, again = ({k: unordered(c) for k, c in travelling(name, remat).items()} for remat in ("none", "block"))
+    plain, again = per_layer(name), per_layer(name, "block")
     more = collections.Counter({activations(name): 1}) if "tp" in name else collections.Counter()
     for key in {*plain, *again}:
         added = again.get(key, collections.Counter()) - plain.get(key, collections.Counter())
