@@ -11,7 +11,7 @@ import argparse
 import difflib
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
@@ -25,6 +25,9 @@ STRICT = "--data.strict"  # `--strict` is short for it
 
 # Arguments of verbs that an empty word cannot be.
 PATHS = ("out", "run", "config", "paths", "path", "tokenizer", "file", "html", "other", "target")
+
+# Fields of the config that hold text; other words are paths, or say the same in every locale.
+TEXTS = ("tokenizer.special_tokens", "data.separator", "data.text_field")
 
 
 class UsageError(InputError):
@@ -58,6 +61,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')}; `{self.prog} --help` shows the usage")
 
 
+def utf8(word: str) -> str:
+    """A word that is text: the UTF-8 that it is, whatever the locale takes it for. Paths stay as they came, to be found."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        return word
+
+
 def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Namespace:
     """The options of a verb; `overrides` holds the words that set fields of the config. `--help` raises SystemExit.
 
@@ -69,7 +80,7 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     for word in words:
-        if any("\udc80" <= letter <= "\udcff" for letter in word):  # how Python holds bytes that are no UTF-8
+        if any("\udc80" <= letter <= "\udcff" for letter in utf8(word)):  # how Python holds bytes that are no UTF-8
             raise UsageError(f"{os.fsencode(word)!r}: expected words in UTF-8, found other bytes")
     types, overrides = _fields(module), list[str]()
     if STRICT.removeprefix("--") in types:
@@ -90,7 +101,7 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
         if word.startswith("-"):
             raise UsageError(_unknown(word.partition("=")[0], parser, types))
         raise UsageError(f"{word}: expected nothing more, found a word too many; `{parser.prog} --help` shows the usage")
-    args.overrides = overrides
+    args.overrides = list(_spelt(overrides))
     return args
 
 
@@ -138,6 +149,15 @@ def split(words: Sequence[str], types: Mapping[str, Any]) -> tuple[list[str], li
             own.append(word)
             room = 0
     return own, ours
+
+
+def _spelt(overrides: Sequence[str]) -> Iterator[str]:
+    """The words that set fields, as text where a field holds text."""
+    name = ""
+    for word in overrides:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+        yield utf8(word) if name in TEXTS else word
 
 
 def _fields(module: ModuleType) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Collection
 from typing import NamedTuple
 
+from jaxlm.cli.output import STDOUT
 from jaxlm.contract import ContractError, InputError
 
 RESUMABLE = ("train", "quickstart")
-MAKING = ("train", "quickstart", "tokenizer", "data")  # those with --out
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = {
     "eval": "lower --eval.batch-size",
@@ -34,8 +35,11 @@ class Failure(NamedTuple):
     status: int
 
 
-def failure_of(error: BaseException, verb: str) -> Failure | None:
-    """What `error`, raised by `jaxlm VERB`, means; None for a fault of the program, which needs its traceback."""
+def failure_of(error: BaseException, verb: str, options: Collection[str] = ()) -> Failure | None:
+    """What `error`, raised by `jaxlm VERB`, means; None for a fault of the program, which needs its traceback.
+
+    options: the names of those that the verb or its action takes, as far as they are known.
+    """
     text = str(error)
     if isinstance(error, ImportError) and isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
         error, text = KeyboardInterrupt(), ""  # Ctrl-C while a compiled module was loaded
@@ -47,7 +51,10 @@ def failure_of(error: BaseException, verb: str) -> Failure | None:
     if isinstance(error, ContractError):
         return Failure("contract", text, 1)
     if isinstance(error, OSError):
-        return _of_the_system(error, verb)
+        return _of_the_system(error, can_choose="out" in options or verb in RESUMABLE)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
+        found = f"{error.object!a} where the locale knows {error.encoding} only"
+        return Failure("input", f"expected a name that the system can be told, found {found}; set PYTHONUTF8=1", 2)
     if _is_save_error(error):
         return Failure("save", text, 1)
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
@@ -61,10 +68,13 @@ def failure_of(error: BaseException, verb: str) -> Failure | None:
     return None
 
 
-def _of_the_system(error: OSError, verb: str) -> Failure | None:
+def _of_the_system(error: OSError, *, can_choose: bool) -> Failure | None:
+    if error.filename == STDOUT:
+        found = f"expected it to take what is printed, found: {error.strerror}"
+        return Failure("save", f"{STDOUT}: {found}; send it elsewhere, then give the same command again", 1)
     if error.errno in FULL:
         where = error.filename or "the disk"
-        elsewhere = ", or choose another place with --out" if verb in MAKING else ""
+        elsewhere = ", or choose another place with --out" if can_choose else ""
         mend = f"free some space{elsewhere}; then give the same command again"
         return Failure("save", f"{where}: expected room on the disk, found: {error.strerror}; {mend}", 1)
     if error.filename is None:

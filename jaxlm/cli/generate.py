@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 
+from jaxlm.cli.arguments import utf8
 from jaxlm.cli.output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxlm generate`."""
     parser.add_argument("run", help="a run directory")
-    parser.add_argument("--prompt", default="", help="text to continue; empty: a document from its beginning")
+    parser.add_argument("--prompt", type=utf8, default="", help="text to continue; empty: a document from its beginning")
     parser.add_argument("--max-new-tokens", type=int, help="tokens at most; 200, or what the context leaves")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest; 0: off")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the smallest set of this probability; 1: off")
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this share of the likeliest; 0: off")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given several times")
+    parser.add_argument("--stop", type=utf8, action="append", default=[], help="end before this text; may be given again")
     parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
 
 

@@ -7,6 +7,9 @@
 Without a text: 8 MB of the running Python's own. Cold is the first pass of a
 new tokenizer, which has met no word before; warm, decode and threads are the
 best of several passes. A loaded machine gives lower figures.
+
+--engine auto (default) measures numba's code, and NumPy where that cannot be
+had; it says which.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from jaxlm.cli.output import Output
-from jaxlm.cli.tokenizer_reading import STDIN, add_format_arguments, data_config, documents, given_text, read
+from jaxlm.cli.output import STDIO, Output
+from jaxlm.cli.tokenizer_reading import add_format_arguments, data_config, documents, given_text, read
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import InputError
+
+if TYPE_CHECKING:
+    from jaxlm.tokenizer.choosing import Choice
 
 SECTIONS, CONFIG = ("data",), ""
 PIECE = 1 << 18  # characters of text that a thread is given
@@ -28,10 +35,10 @@ PIECE = 1 << 18  # characters of text that a thread is given
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxlm tokenizer bench`."""
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="a directory of jaxlm, or a file of another project")
-    parser.add_argument("--file", metavar="PATH", help=f"a text in UTF-8; {STDIN} is standard input")
+    parser.add_argument("--file", metavar="PATH", help=f"a text in UTF-8; {STDIO} is standard input")
     parser.add_argument("--passes", type=int, default=5, metavar="N", help="passes of which the best counts (default 5)")
-    engines = ("compiled", "portable")
-    parser.add_argument("--engine", choices=engines, default="compiled", help="what encodes, numba's code (default) or NumPy")
+    engines = ("auto", "compiled", "portable")
+    parser.add_argument("--engine", choices=engines, default="auto", help="what encodes: what there is, numba's code, NumPy")
     add_format_arguments(parser)
 
 
@@ -55,8 +62,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if not size:
         raise InputError(f"{args.file}: expected text, found none")
 
+    engine, why = _chosen(args.engine)
+
     def fresh() -> Tokenizer:
-        return Tokenizer(given.merges, given.special_ids, given.pattern, ids=given.vocabulary.ids.tolist(), engine=args.engine)
+        return Tokenizer(given.merges, given.special_ids, given.pattern, ids=given.vocabulary.ids.tolist(), engine=engine)
 
     def megabytes(work: Callable[[], object], passes: int = args.passes) -> float:
         times = []
@@ -66,10 +75,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             times.append(time.perf_counter() - began)
         return size / 1e6 / min(times)
 
-    try:
-        cold, cold_2, warm = fresh(), fresh(), fresh()  # loads or compiles the code, which is no part of any figure
-    except ImportError as error:
-        raise InputError(f"--engine: {error}") from None
+    cold, cold_2, warm = fresh(), fresh(), fresh()
     speeds = {
         "encode, cold": megabytes(lambda: cold.encode_batch_to_numpy(texts, threads=1), 1),
         "encode, cold, 2 threads": megabytes(lambda: cold_2.encode_batch_to_numpy(texts, threads=2), 1),
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.line(
         f"{args.tokenizer}: {size:,} bytes, {len(ids):,} tokens, {size / len(ids):.2f} bytes per token, {os.cpu_count()} CPUs"
     )
-    out.line(f"engine: {args.engine}")
+    out.line(f"engine: {engine}{f', since {why}' if why else ''}")
     for name, speed in speeds.items():
         out.line(f"{name:<34}{speed:>9.1f} MB/s")
     named = {name.replace(",", "").replace(" ", "_"): speed for name, speed in speeds.items()}
@@ -94,8 +100,23 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "bytes": size,
             "tokens": len(ids),
             "cpus": os.cpu_count(),
-            "engine": args.engine,
+            "engine": engine,
             "mb_per_second": named,
         }
     )
     return 0
+
+
+def _chosen(wanted: Choice) -> tuple[Choice, str]:
+    """What to measure, and why NumPy where nobody asked for it. Loads or compiles the code, which is no part of any figure."""
+    from jaxlm.tokenizer.choosing import ENCODING
+
+    if wanted == "portable":
+        return "portable", ""
+    try:
+        ENCODING.require()
+    except ImportError as error:
+        if wanted == "compiled":
+            raise InputError(f"--engine: {error}") from None
+        return "portable", f"compiled code cannot be had: {error.__cause__}"
+    return "compiled", ""

@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.output import Output
+from jaxlm.cli.output import STDIO, Output
 from jaxlm.cli.tokenizer_reading import add_format_arguments, read
 from jaxlm.contract import ContractError, InputError
 
@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Convert and compare."""
+    if args.target == STDIO:
+        raise InputError(f"TO: expected a new file or directory, found {STDIO}; ./{STDIO} is a file of that name")
     form = args.format or SUFFIXES.get(Path(args.target).suffix)
     if form is None:
         raise InputError(f"--format: expected one of {', '.join(FORMATS)}, since {args.target!r} does not tell it; found none")

@@ -5,15 +5,16 @@
 
   jaxlm tokenizer encode tok --file a | jaxlm tokenizer decode tok - --out b
 
-Bytes that are no UTF-8 are shown as U+FFFD; --out writes every byte as it is.
+Bytes that are no UTF-8 are shown as U+FFFD; --out writes every byte as it is,
+with - to standard output.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from jaxlm.cli.output import Output
-from jaxlm.cli.tokenizer_reading import STDIN, add_format_arguments, read, stdin_bytes
+from jaxlm.cli.output import STDIO, Output
+from jaxlm.cli.tokenizer_reading import add_format_arguments, read, stdin_bytes
 from jaxlm.contract import InputError
 
 
@@ -21,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxlm tokenizer decode`."""
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="a directory of jaxlm, or a file of another project")
     parser.add_argument("ids", nargs="*", metavar="ID", help="ids; - alone reads them from standard input")
-    parser.add_argument("--out", metavar="OUT", help="write the bytes to this new file, and nothing else to it")
+    parser.add_argument(
+        "--out", metavar="OUT", help="write the bytes, and nothing else, to this new file; - is standard output"
+    )
     add_format_arguments(parser)
 
 
@@ -32,7 +35,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise InputError(
             "jaxlm tokenizer decode: expected a tokenizer directory and ids (or - for standard input), found no ids"
         )
-    if words == [STDIN]:
+    if args.out == STDIO and out.as_json:
+        raise InputError(f"--out: expected a file beside --json, which prints one object and nothing else, found {STDIO}")
+    if words == [STDIO]:
         words = stdin_bytes().decode(errors="replace").split()
     tokenizer = read(args.tokenizer, args)
     known, ids = tokenizer.vocab, []
@@ -40,6 +45,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if not (word.isascii() and word.isdecimal() and len(word) < 20 and int(word) in known):
             raise InputError(f"{word[:40]}: expected an id in {tokenizer.vocabulary.range}")
         ids.append(int(word))
+    if args.out == STDIO:
+        out.raw(tokenizer.decode_bytes(ids))
+        return 0
     if args.out is not None:
         from jaxlm.cli.output import write_new
 

@@ -18,6 +18,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli.arguments import utf8
 from jaxlm.cli.output import Output, require_new, write_new
 from jaxlm.cli.tokenizer_reading import (
     add_format_arguments,
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.html:
         from jaxlm.report.tokenizer import tokenizer_page
 
-        page = tokenizer_page(found, name=args.tokenizer, data=where)
+        page = tokenizer_page(found, name=utf8(args.tokenizer), data=where and utf8(where))
         write_new(args.html, page.encode(), option="--html")
         out.line(f"\n{args.html}: the page")
     body = {"tokenizer": args.tokenizer, "html": args.html, **report(found)}

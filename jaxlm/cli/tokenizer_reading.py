@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.cli.arguments import utf8
+from jaxlm.cli.output import STDIO
 from jaxlm.config.overrides import apply_overrides, collect
 from jaxlm.config.schema import DataConfig, RunConfig, TokenizerConfig
 from jaxlm.config.section import hints
@@ -17,7 +19,6 @@ from jaxlm.contract import MANIFEST, InputError
 if TYPE_CHECKING:
     from jaxlm.tokenizer import Tokenizer
 
-STDIN = "-"
 PATTERNS = typing.get_args(hints(TokenizerConfig)["pattern"])
 
 
@@ -29,9 +30,13 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("of files of other projects, which do not state it themselves")
     group.add_argument("--pattern", choices=PATTERNS, help=f"pre-token pattern: {', '.join(PATTERNS)}", metavar="NAME")
     group.add_argument(
-        "--special-tokens", nargs="*", metavar="TEXT[=ID]", help="special tokens, with all ids or none; no words for none"
+        "--special-tokens",
+        type=utf8,
+        nargs="*",
+        metavar="TEXT[=ID]",
+        help="special tokens, with all ids or none; no words for none",
     )
-    group.add_argument("--document-token", metavar="TEXT", help="the special token that opens and closes documents")
+    group.add_argument("--document-token", type=utf8, metavar="TEXT", help="the special token that opens and closes documents")
 
 
 def read(path: str, args: argparse.Namespace, *, form: str | None = None, as_far_as_needed: bool = False) -> Tokenizer:
@@ -84,7 +89,7 @@ def special_tokens(words: Sequence[str] | None) -> list[str] | dict[str, int] | 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """A text in words, or in a file."""
-    parser.add_argument("text", nargs="*", metavar="TEXT", help="words, joined by spaces; - alone reads standard input")
+    parser.add_argument("text", type=utf8, nargs="*", metavar="TEXT", help="words, joined by spaces; - alone: standard input")
     parser.add_argument("--file", metavar="PATH", help="read the text from a file in UTF-8; - is standard input")
 
 
@@ -92,15 +97,15 @@ def given_text(args: argparse.Namespace) -> str | None:
     """The text of the command line, of --file, or of standard input, every byte of it; None where none is named."""
     if args.file is not None and args.text:
         raise InputError(f"{args.text[0]}: expected words or --file, found both")
-    if args.file is None and args.text != [STDIN]:
+    if args.file is None and args.text != [STDIO]:
         return " ".join(args.text) if args.text else None
-    path = STDIN if args.file is None else args.file
-    raw = stdin_bytes() if path == STDIN else Path(path).read_bytes()
+    path = STDIO if args.file is None else args.file
+    raw = stdin_bytes() if path == STDIO else Path(path).read_bytes()
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at offset {error.start} ({error.reason})"
-        where = "standard input" if path == STDIN else path
+        where = "standard input" if path == STDIO else path
         raise InputError(f"{where}: expected UTF-8, found {found}; convert it, with iconv for instance") from None
 
 

@@ -8,10 +8,14 @@ processes. The price is paid when so much text has come that it pays.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from jaxlm.tokenizer.forks import loading
+
+if TYPE_CHECKING:
+    from jaxlm.tokenizer.compiled.jit import compiled
 
 Choice = Literal["auto", "portable", "compiled"]
 READY_BYTES = 1 << 18  # from so much text on compiled code is loaded, if it is on the disk
@@ -26,18 +30,19 @@ class Kernels:
 
     def __init__(self, *modules: str):
         self._modules = [f"{_ROOM}.{name}" for name in modules]
+        self._functions: list[compiled] = []  # once they are imported
         self._tried = 0  # text for which loading (READY_BYTES) or compiling (COMPILE_BYTES) was tried in vain
 
     @property
     def are_loaded(self) -> bool:
         """Whether this process has the machine code of all of them."""
-        return all(name in sys.modules for name in self._modules) and all(function.is_loaded for function in self._functions())
+        return bool(self._functions) and all([function.is_loaded for function in self._functions])
 
     def are_worth(self, work: int) -> bool:
         """Whether they are to be used for `work` bytes of text; if so, they are loaded.
 
-        False where numba or llvmlite cannot be imported; warns where one is there and cannot, since it does not know the
-        version of NumPy, say. What failed once is not tried again in this process.
+        False where numba or llvmlite is not there, or cannot be used, and then warns: it does not know the version of NumPy,
+        say. What failed once is not tried again in this process.
         """
         if self.are_loaded:
             return True
@@ -60,19 +65,24 @@ class Kernels:
         try:
             self._load(make=True)
         except ImportError as error:
+            mend = "; pip install numba" if isinstance(error, ModuleNotFoundError) else ""  # others say what mends them
             raise ImportError(
-                f"engine: expected numba and llvmlite for 'compiled', found: {error}; pip install numba, or use 'auto'"
+                f"engine: expected numba and llvmlite for 'compiled', found: {error}{mend}, or use 'auto'"
             ) from error
 
     def _load(self, *, make: bool) -> bool:
         """Load them all, or none: whether it was done. make: compile what is not on the disk."""
-        return all([function.load(make=make) for function in self._functions()])
+        if not self._functions:
+            with loading():
+                self._functions = self.functions()
+        return all([function.load(make=make) for function in self._functions])
 
-    def _functions(self) -> list:
+    def functions(self) -> list[compiled]:
+        """All of them, whether their machine code is there or not; imports their modules."""
         from jaxlm.tokenizer.compiled.jit import compiled
 
-        loaded = [import_module(name) for name in self._modules]
-        return [value for module in loaded for value in vars(module).values() if isinstance(value, compiled)]
+        modules = [import_module(name) for name in self._modules]
+        return [value for module in modules for value in vars(module).values() if isinstance(value, compiled)]
 
 
 ENCODING = Kernels("merge", "encode", "decode", "pretokens")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.random import default_rng  # as itself: `np.random` is imported when it is named, and not in `forks.loading`
 
 from jaxlm.tokenizer.merging import TOKEN, Pair, merge
 
@@ -51,7 +52,7 @@ def _places(either: np.ndarray, rows: int) -> np.ndarray | None:
     for turn in range(_ROUNDS):
         place = either[choice, everyone]
         # Of several that choose a row one gets it, by a draw of this round, and the others go to their other row.
-        order = np.random.default_rng(turn).permutation(count)
+        order = default_rng(turn).permutation(count)
         holder[place[order]] = order
         lost = holder[place] != everyone
         if not lost.any():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 
 import numpy as np
 
@@ -31,23 +33,28 @@ class Portable:
         self._known: dict[str, tuple[int, ...]] = {}
         self._arrays: _Arrays | None = None
         self._seen = 0  # characters in long texts
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the arrays: one thread at a time uses them, in a third of the time of the loop
+        _ALL.add(self)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text without special tokens, int32. Raises UnicodeEncodeError for a lone surrogate."""
         if len(text) < LONG:
             return self._in_a_loop(text)
         text.encode()  # raises before any work
-        if self._lock.acquire(blocking=False):  # the loop serves while another thread has the arrays, or had them at a fork
-            try:
-                self._seen += len(text)
-                if self._arrays is None and self._seen >= MANY:
-                    self._arrays = _Arrays(self._vocabulary, self._pattern)
-                if self._arrays is not None:
-                    return np.concatenate([self._arrays.encode(piece) for piece in pieces((text,), size=PIECE)])
-            finally:
-                self._lock.release()
+        with self._lock:
+            self._seen += len(text)
+            if self._arrays is None and self._seen >= MANY:
+                self._arrays = _Arrays(self._vocabulary, self._pattern)
+            if self._arrays is not None:
+                return np.concatenate([self._arrays.encode(piece) for piece in pieces((text,), size=PIECE)])
         return self._in_a_loop(text)
+
+    def _in_child(self) -> None:
+        """After a fork: if another thread had the lock, nobody gives it back, and the arrays are half changed."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._lock, self._arrays = threading.Lock(), None
 
     def _in_a_loop(self, text: str) -> np.ndarray:
         ids: list[int] = []
@@ -64,6 +71,18 @@ class Portable:
                 self._known.clear()
             self._known[pretoken] = ids
         return ids
+
+
+_ALL: weakref.WeakSet[Portable] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for portable in _ALL:
+        portable._in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 class _Arrays:

@@ -118,6 +118,7 @@ def _emptied(pieces: list[bytes]) -> Iterator[bytes]:
 def _count_compiled(
     pieces: Iterable[bytes], pattern: str, special_tokens: tuple[str, ...], threads: int, advance: Advance
 ) -> Counts:
+    TRAINING.require()
     from jaxlm.tokenizer.compiled.count import CountTable
 
     tables = [CountTable(pattern) for _ in range(threads)]
@@ -179,6 +180,7 @@ def _learned(counts: Mapping[bytes, int] | Counts, wanted: int, by_bytes: bool, 
     if engine == "portable":
         yield from learned(counts.counter() if isinstance(counts, Counts) else counts, wanted, by_bytes=by_bytes)
         return
+    TRAINING.require()
     from jaxlm.tokenizer.compiled.learn import Learner
 
     learner = Learner(counts if isinstance(counts, Counts) else Counts.of(counts), wanted, by_bytes=by_bytes)

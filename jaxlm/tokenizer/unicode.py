@@ -6,10 +6,13 @@ of a library. The table is `unicode_16.txt`, made once by `scripts/make_unicode_
 
 from __future__ import annotations
 
+import codecs
 import functools
 from pathlib import Path
 
 import numpy as np
+
+codecs.lookup("utf-32-le")  # imported now: an import that a thread is at when the process is forked never ends in the child
 
 OTHER, UPPER, LOWER, CASELESS, MARK, NUMBER, SPACE, NEWLINE = range(8)
 CODES = 0x110000
@@ -24,7 +27,7 @@ _LONG_S = 0x17F  # is an s where case does not matter, in contractions
 def classes() -> np.ndarray:
     """The class of every code point, uint8 [0x110000], read-only; surrogates and unassigned ones are OTHER."""
     table = np.zeros(CODES, np.uint8)
-    for line in Path(__file__).with_name("unicode_16.txt").read_text("ascii").splitlines():
+    for line in Path(__file__).with_name("unicode_16.txt").read_text("utf-8").splitlines():
         if not line.startswith("#"):
             name, *ranges = line.split()
             for item in ranges:

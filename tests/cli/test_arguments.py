@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.cli import data, quickstart, tokenizer, train
+from jaxlm.cli import data, generate, quickstart, tokenizer, train
 from jaxlm.cli import eval as eval_verb
 from jaxlm.cli.arguments import UsageError, parse, split
 from jaxlm.config.overrides import field_types
@@ -38,6 +40,19 @@ def test_no_word_is_lost_or_doubled_and_order_is_kept(words):
     rest = iter(words)
     assert sorted(own + ours) == sorted(words)
     assert all(word in rest for word in own)
+
+
+def test_words_that_are_text_are_utf_8_and_paths_stay_as_they_came(monkeypatch):
+    monkeypatch.setattr(os, "fsencode", lambda word: word.encode("latin-1"))  # as in a locale that is Latin-1
+    came = "naïve".encode().decode("latin-1")
+    words = ["train", "--out", came, "--data.source", came, "--tokenizer.special-tokens", came, "b", "--data.separator", came]
+    args = parse("tokenizer", tokenizer, words)
+    assert args.out == came
+    assert args.overrides == ["--data.source", came, "--tokenizer.special-tokens", "naïve", "b", "--data.separator", "naïve"]
+    args = parse("tokenizer", tokenizer, ["encode", came, came, "--special-tokens", came, "--document-token", came])
+    assert (args.tokenizer, args.text, args.special_tokens, args.document_token) == (came, ["naïve"], ["naïve"], "naïve")
+    args = parse("generate", generate, [came, "--prompt", came, "--stop", came, "--stop", "naïve"])
+    assert (args.run, args.prompt, args.stop) == (came, "naïve", ["naïve", "naïve"])
 
 
 def test_options_and_fields_may_stand_in_any_order():

@@ -92,6 +92,21 @@ def test_other_errors_of_the_system_that_name_no_file_are_faults_of_the_program(
     assert failure_of(RuntimeError("anything"), "check") is None
 
 
+def test_a_name_that_the_locale_does_not_know_is_a_mistake_of_the_user(monkeypatch):
+    error = UnicodeEncodeError("ascii", "na\u00efve", 2, 3, "ordinal not in range(128)")
+    assert failure_of(error, "check") is None
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    failure = failure_of(error, "check")
+    assert failure.status == 2
+    assert failure.message.endswith(r"found 'na\xefve' where the locale knows ascii only; set PYTHONUTF8=1")
+
+
+def test_another_place_is_advised_where_there_is_an_option_for_it():
+    error = OSError(errno.ENOSPC, "No space left on device", "made/bpe.json")
+    for verb, options, expected in (("tokenizer", ["out"], True), ("tokenizer", ["numpy"], False), ("train", (), True)):
+        assert ("another place with --out" in failure_of(error, verb, options).message) == expected
+
+
 def test_memory_that_is_not_enough_names_what_needs_less(cli, finished, tiny, monkeypatch):
     import jaxlm.train
 

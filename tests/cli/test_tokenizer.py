@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -400,11 +403,58 @@ def test_decode_writes_every_byte(cli, tok, tmp_path):
     assert cli("tokenizer", "decode", tok, "1", "--out", path).status == 2
 
 
+def test_decode_writes_every_byte_to_standard_output_too(tok, tmp_path):
+    done = run("decode TOK 104 200 10 --out -", tok)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"h\xc8\n", b"")
+    done = run("decode TOK 104 --out - --json", tok)
+    assert done.returncode == 2
+    assert b"--out: expected a file beside --json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["encode", "x", "--numpy", "-"], "--numpy: expected a file, found -; ./-"),
+        (["inspect", "x", "--html", "-"], "--html: expected a file, found -; ./-"),
+        (["convert", "-", "--format", "tokenizer.json"], "TO: expected a new file or directory, found -; ./-"),
+    ],
+)
+def test_no_file_is_named_as_standard_output_is(cli, tok, tmp_path, words, names):
+    said = cli("tokenizer", words[0], tok, *words[1:])
+    assert said.status == 2
+    assert names in said.err
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_bench_says_which_engine_it_measured(cli, tok, tmp_path):
     (tmp_path / "a.txt").write_text("some words " * 100)
     for engine in ("compiled", "portable"):
         said = cli("tokenizer", "bench", tok, "--file", tmp_path / "a.txt", "--passes", "1", "--engine", engine, "--json")
         assert said.json()["engine"] == engine
+
+
+def test_bench_measures_what_there_is_and_says_so(cli, tok, tmp_path, monkeypatch):
+    from jaxlm.tokenizer import choosing
+
+    (tmp_path / "a.txt").write_text("some words " * 100)
+    words = ("tokenizer", "bench", tok, "--file", tmp_path / "a.txt", "--passes", "1")
+    choosing.ENCODING.require()
+    assert "\nengine: compiled\n" in cli(*words).out
+
+    def missing(self, *, make):
+        raise ModuleNotFoundError("No module named 'numba'")
+
+    monkeypatch.setattr(choosing.Kernels, "are_loaded", False)
+    monkeypatch.setattr(choosing.Kernels, "_load", missing)
+    for chosen in ((), ("--engine", "auto")):
+        said = cli(*words, *chosen)
+        assert said.status == 0
+        assert "engine: portable, since compiled code cannot be had: No module named 'numba'\n" in said.out
+    assert cli(*words, "--json").json()["engine"] == "portable"
+    assert cli(*words, "--engine", "portable").out.count("engine: portable\n") == 1
+    said = cli(*words, "--engine", "compiled")
+    assert said.status == 2
+    assert "pip install numba, or use 'auto'" in said.err
 
 
 def test_a_path_without_anything_is_no_artifact(cli, tok, tmp_path):
@@ -413,9 +463,10 @@ def test_a_path_without_anything_is_no_artifact(cli, tok, tmp_path):
     assert "missing.json: expected a tokenizer (a directory of jaxlm, or a file of another project), found nothing" in said.err
 
 
-def run(words: str, tok, **environment: str) -> subprocess.CompletedProcess:
+def run(words: str, tok, cwd=None, **environment: str) -> subprocess.CompletedProcess:
     command = f"{sys.executable} -m jaxlm tokenizer {words}".replace("TOK", str(tok))
-    return subprocess.run(command, shell=True, env={**os.environ, **environment}, capture_output=True, timeout=100, check=False)
+    options = {"env": {**os.environ, **environment}, "cwd": cwd, "timeout": 100}
+    return subprocess.run(command, shell=True, capture_output=True, check=False, **options)
 
 
 def test_streams_that_are_closed_or_not_utf_8_give_no_traceback(tok):
@@ -428,7 +479,77 @@ def test_streams_that_are_closed_or_not_utf_8_give_no_traceback(tok):
     done = run("inspect TOK '東'", tok, PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
-    assert run("encode TOK hi >&-", tok).returncode == 0
     done = run("encode TOK - <&-", tok)
     assert done.returncode == 2
     assert b"expected standard input, found it closed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["encode TOK hi", "encode TOK hi --json", "decode TOK 104 --out -", "--help", "inspect TOK hi"]
+)
+def test_a_closed_standard_output_is_no_success(tok, words):
+    done = run(f"{words} >&-", tok)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == (
+        "jaxlm: error: standard output: expected it open, found it closed; >/dev/null throws it away"
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_file_does_not_get_the_number_of_a_stream_that_is_closed(tok, tmp_path):
+    done = run(f"encode TOK --file {tmp_path / 'none'} >&- <&- 2>&-", tok)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+    code = "import os; from jaxlm.cli.main import main; main(['tran']); os._exit(os.open(os.devnull, os.O_RDONLY) <= 2)"
+    assert subprocess.run(f'{sys.executable} -c "{code}" <&- >&- 2>&-', shell=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", ["encode TOK hi", "decode TOK 104", "decode TOK 104 --out -", "convert TOK OUT/x.json"])
+def test_an_output_that_takes_nothing_is_sent_elsewhere(tok, tmp_path, words):
+    for output, found in ((">/dev/full", "No space left on device"), ("1</dev/null", "Bad file descriptor")):
+        done = run(f"{words} {output}".replace("OUT", str(tmp_path / found[:2])), tok, PYTHONUNBUFFERED="")
+        assert done.returncode == 1
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"jaxlm: error: standard output: expected it to take what is printed, found: {found}; send it")
+        assert "--out" not in line
+
+
+LATIN_1 = "en_US.ISO-8859-1"
+
+
+@pytest.fixture(params=["ASCII", LATIN_1])
+def locale(request, tmp_path_factory):
+    """The variables of a locale that is not UTF-8."""
+    if request.param == "ASCII":
+        return {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    if shutil.which("localedef") is None:
+        pytest.skip("no localedef to make a locale with")
+    folder = tmp_path_factory.getbasetemp() / "locales"
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", folder / LATIN_1], capture_output=True)
+    if not (folder / LATIN_1).exists():
+        pytest.skip(f"localedef cannot make {LATIN_1}: {made.stderr!r}")
+    return {"LOCPATH": str(folder), "LC_ALL": LATIN_1}
+
+
+def test_in_any_locale_paths_are_found_and_text_is_utf_8(tok, tmp_path, locale):
+    loaded = Tokenizer.load(tok)
+    shutil.copytree(tok, tmp_path / "tök")
+    (tmp_path / "naïve.md").write_text("naïve 東\n", encoding="utf-8")
+    place = {"PYTHONPATH": str(Path(verb.__file__).parents[2]), **locale}
+
+    def ids(words: str) -> list[int]:
+        done = run(f"{words} --json", tok, cwd=tmp_path, **place)
+        assert (done.returncode, done.stderr.count(b"Traceback")) == (0, 0), done.stderr
+        return json.loads(done.stdout).get("token_ids")
+
+    assert ids("encode tök 'naïve 東'") == loaded.encode("naïve 東")
+    assert ids("encode TOK --file naïve.md") == loaded.encode("naïve 東\n")
+    ids("decode tök 104 105 --out ü.txt")
+    assert (tmp_path / "ü.txt").read_text() == "hi"
+    ids("inspect tök é --html é.html")
+    assert "<title>Tokenizer tök</title>" in (tmp_path / "é.html").read_text(encoding="utf-8")
+    ids("train --out tœk --data.source naïve.md --tokenizer.vocab-size 258 --tokenizer.special-tokens '<é>'")
+    assert Tokenizer.load(tmp_path / "tœk").special_tokens == ("<é>",)
+    assert ids("encode tœk --allow-special '<é>'") == [257]
+    done = run("encode töx hi", tok, cwd=tmp_path, **place)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)

@@ -57,16 +57,18 @@ def test_what_cannot_be_imported_is_tried_once_for_each_price(error):
 
 
 def test_what_is_required_and_cannot_be_had_says_what_mends_it():
-    with pytest.raises(ImportError, match=r"expected numba and llvmlite for 'compiled', found: numba; pip install numba"):
+    with pytest.raises(ImportError, match=r"for 'compiled', found: numba; pip install numba, or use 'auto'"):
         Doubtful(error=ModuleNotFoundError("numba")).require()
+    with pytest.raises(ImportError, match=r"for 'compiled', found: this; do that, or use 'auto'"):
+        Doubtful(error=ImportError("this; do that")).require()
 
 
 def test_kernels_are_all_that_their_modules_compile():
-    names = {function.function.__name__ for function in choosing.ENCODING._functions()}
+    names = {function.function.__name__ for function in choosing.ENCODING.functions()}
     assert {"encode_texts", "fill", "decoded_length", "decode_ids", "merge_texts"} <= names
-    names = {function.function.__name__ for function in choosing.TRAINING._functions()}
+    names = {function.function.__name__ for function in choosing.TRAINING.functions()}
     assert {"count_block", "rehash", "add_rows", "take_out", "lay_out", "count_pairs", "list_pairs", "merge_pairs"} <= names
-    assert all(isinstance(function, compiled) for function in choosing.TRAINING._functions())
+    assert all(isinstance(function, compiled) for function in choosing.TRAINING.functions())
 
 
 def test_loading_one_of_them_is_not_loading_them_all(tmp_path, monkeypatch):
@@ -82,6 +84,18 @@ def test_loading_one_of_them_is_not_loading_them_all(tmp_path, monkeypatch):
     assert not kernels.are_loaded
     assert kernels.are_worth(COMPILE_BYTES)
     assert kernels.are_loaded
+
+
+def test_where_numba_is_told_not_to_compile_the_advice_is_to_let_it(tmp_path, monkeypatch):
+    import numba
+
+    from jaxlm.tokenizer.compiled import decode
+
+    monkeypatch.setenv("JAXLM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    monkeypatch.setattr(decode, "decoded_length", compiled(decode.decoded_length.function))
+    with pytest.raises(ImportError, match=r"found: NUMBA_DISABLE_JIT is set; unset it, or use 'auto'"):
+        Kernels("decode").require()
 
 
 def test_threads_are_as_many_as_asked_for_or_one_for_each_processor():

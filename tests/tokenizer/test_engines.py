@@ -128,36 +128,6 @@ def test_copies_and_other_processes_get_the_same_tokenizer(made, engine):
         assert pool.submit(tok.encode, "aa aaa").result() == tok.encode("aa aaa")
 
 
-FORKED = """
-import os, sys, threading, time
-from jaxlm.tokenizer import Tokenizer, choosing
-tok = Tokenizer.from_merges([(b"a", b"b")])
-text = "ab " * 1_000_000
-work = threading.Thread(target=tok.encode_to_numpy, args=(text,), daemon=True)
-work.start()
-time.sleep(float(sys.argv[1]))
-child = os.fork()
-if child == 0:
-    ok = tok.encode("ab ab") == [256, 32, 256] and len(tok.encode_to_numpy(text)) == 2_000_000
-    os._exit(0 if ok else 1)
-done = 0
-for _ in range(600):
-    pid, status = os.waitpid(child, os.WNOHANG)
-    if pid:
-        os._exit(os.waitstatus_to_exitcode(status))
-    time.sleep(0.1)
-os.kill(child, 9)
-os._exit(3)
-"""
-
-
-@pytest.mark.parametrize("moment", [0.05, 1.5])
-def test_a_child_that_is_forked_amidst_the_work_of_another_thread_works(tmp_path, moment):
-    environment = {**os.environ, "JAXLM_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", FORKED, str(moment)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-
-
 WITHOUT = """
 import sys
 blocked = sys.argv[1].split()

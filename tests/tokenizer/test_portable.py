@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from unittest import mock
 
 import numpy as np
@@ -151,10 +151,25 @@ def test_lone_surrogates_are_refused(engine, length):
         engine.encode("a " * length + "\ud800")
 
 
-def test_a_lock_that_another_thread_holds_or_held_at_a_fork_stops_nothing(trained, stdlib_texts):
-    portable = Portable(trained.vocabulary, trained.pattern)
+def test_a_thread_waits_for_the_arrays_instead_of_doing_it_in_the_loop(trained, stdlib_texts):
+    shared = Portable(trained.vocabulary, trained.pattern)
     text = max(stdlib_texts, key=len)
-    assert len(text) > LONG
-    expected = portable.encode(text)
-    with portable._lock:
-        assert np.array_equal(portable.encode(text), expected)
+    expected = over_arrays(shared, text)
+    with mock.patch.object(shared, "_in_a_loop", side_effect=AssertionError), ThreadPoolExecutor(1) as pool:
+        with shared._lock:
+            other = pool.submit(shared.encode, text)
+            assert not wait([other], 0.1).done
+        assert np.array_equal(other.result(60), expected)
+
+
+def test_a_child_keeps_the_arrays_unless_another_thread_had_them_at_the_fork(trained, stdlib_texts):
+    shared = Portable(trained.vocabulary, trained.pattern)
+    text = max(stdlib_texts, key=len)
+    expected = over_arrays(shared, text)
+    before = shared._arrays
+    portable._in_child()
+    assert shared._arrays is before
+    shared._lock.acquire()
+    portable._in_child()
+    assert shared._arrays is None
+    assert np.array_equal(shared.encode(text), expected)

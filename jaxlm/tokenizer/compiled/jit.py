@@ -19,18 +19,17 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config.caches import cache_folder
 from jaxlm.contract import write_atomic
+from jaxlm.tokenizer.forks import compiling, loading
 
 CONSTANTS = ("unicode.py", "merging.py")  # files above this room whose constants are compiled in
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_LOCK = threading.RLock()  # compiler and linker are not for two threads at once
-_FORKED_AMIDST = False  # whether another thread of the parent compiled when this process was forked: numba's locks stay taken
 _KEPT: list[Any] = []  # what holds the machine code in memory
 
 
@@ -106,7 +105,9 @@ class compiled:
 
         Raises ImportError where llvmlite, or numba to compile with, cannot be used.
         """
-        with _LOCK:
+        if self._call is not None:
+            return True
+        with loading(), _libraries():
             if self._call is None:
                 found = _load(self.file) or (self._compile() if make else None)
                 if found is None:
@@ -114,24 +115,44 @@ class compiled:
                 pointers = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p)
                 kind = ctypes.CFUNCTYPE(ctypes.c_int32, *pointers, *[ctypes.c_int64] * self._arguments)
                 self._call = kind(_link(*found))
-            return True
+        return True
 
     def _compile(self) -> tuple[str, bytes]:
         """The function's symbol and its object code, which is kept on the disk where there is a place."""
-        if _FORKED_AMIDST:
-            raise ImportError("this process was forked while another thread compiled, and cannot compile any more")
         import numba
 
         if vars(numba.config).get("DISABLE_JIT"):
-            raise ImportError("NUMBA_DISABLE_JIT is set")
-        dispatcher = _njit(self.function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        dispatcher.compile((numba.int64,) * self._arguments)
-        (made,) = dispatcher.overloads.values()
-        returned = made.signature.return_type
-        assert numba.types.unliteral(returned) == numba.int64, f"{self.function.__name__} returns {returned}"
-        symbol, code = made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
-        _keep(self.file, symbol, code)
+            raise Disabled("NUMBA_DISABLE_JIT is set; unset it")
+        file = self.file
+        with compiling():
+            dispatcher = _njit(self.function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+            dispatcher.compile((numba.int64,) * self._arguments)
+            (made,) = dispatcher.overloads.values()
+            returned = made.signature.return_type
+            assert numba.types.unliteral(returned) == numba.int64, f"{self.function.__name__} returns {returned}"
+            symbol, code = made.fndesc.llvm_func_name, made.library.serialize_using_object_code()[2][0]
+            _keep(file, symbol, code)
         return symbol, code
+
+
+class Disabled(ImportError):
+    """numba is there, and is told not to compile."""
+
+
+@contextlib.contextmanager
+def _libraries() -> Iterator[None]:
+    """Let whatever is wrong with numba or llvmlite be an ImportError, which says what mends it. Those that are installed and
+    cannot work raise anything: OSError without their shared library, AttributeError beside a NumPy that they do not know.
+    """
+    try:
+        yield
+    except (ModuleNotFoundError, Disabled, AssertionError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Ctrl-C while an extension module was imported
+        found = f"{type(error).__name__}: {error}".rstrip(".")
+        raise ImportError(f"numba or llvmlite failed with {found}; install versions of them that fit NumPy") from error
 
 
 # ---- on the disk -------------------------------------------------------------------------------------------------
@@ -154,12 +175,9 @@ def _key() -> str:
 
 def _folders() -> list[Path]:
     """Where machine code may lie: beside the sources, or with the user's other caches; JAXLM_CACHE_DIR overrides both."""
-    if chosen := os.environ.get("JAXLM_CACHE_DIR"):
-        return [Path(chosen)]
-    folders = [Path(__file__).parent / "__pycache__"]
-    with contextlib.suppress(RuntimeError):  # a user without a home directory
-        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm")
-    return folders
+    ours = cache_folder()
+    folders = [] if ours is None else [ours]
+    return folders if os.environ.get("JAXLM_CACHE_DIR") else [Path(__file__).parent / "__pycache__", *folders]
 
 
 def _load(file: str) -> tuple[str, bytes] | None:
@@ -204,16 +222,3 @@ def _link(symbol: str, code: bytes) -> int:
     engine.finalize_object()
     _KEPT.append((engine, machine))
     return int(engine.get_function_address(symbol))
-
-
-def _after_fork() -> None:
-    """In a child: locks that another thread of the parent held would never be given back."""
-    global _LOCK, _FORKED_AMIDST
-    if _LOCK.acquire(blocking=False):
-        _LOCK.release()
-    else:
-        _LOCK, _FORKED_AMIDST = threading.RLock(), True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -150,6 +150,35 @@ def test_what_returns_no_integer_is_refused(cache):
         nothing(1)
 
 
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError("Could not load shared object"), "OSError: Could not load shared object"),
+        (AttributeError("module numpy has no x"), "AttributeError: module numpy has no x"),
+        (ImportError("Numba needs NumPy 2.3 or less."), "ImportError: Numba needs NumPy 2.3 or less"),
+    ],
+)
+def test_libraries_that_are_there_and_do_not_work_are_an_import_error_that_says_why(cache, monkeypatch, error, found):
+    def broken(*_):
+        raise error
+
+    fresh()(1, 20)
+    for name in ("_key", "_link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(jit, name, broken)
+            with pytest.raises(ImportError, match=f"numba or llvmlite failed with {found}; install versions of them that"):
+                fresh().load(make=False)
+
+
+def test_an_interrupt_while_a_library_is_imported_is_an_interrupt(cache, monkeypatch):
+    def interrupted():
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(jit, "_key", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fresh().load(make=False)
+
+
 @compiled
 def always(number):
     return 7
