@@ -3,6 +3,7 @@
 from jaxlm.config.schema import ModelConfig
 from jaxlm.model.attention import Mask
 from jaxlm.model.contract import model_manifest
+from jaxlm.model.head import block_shape, head_loss, head_nll
 from jaxlm.model.loss import LossSums, loss_sums, token_nll
 from jaxlm.model.params import Block, Params, abstract_params, init_params, param_specs
 from jaxlm.model.precision import POLICIES, LossScale, Policy
@@ -21,8 +22,11 @@ __all__ = [
     "Policy",
     "abstract_params",
     "block",
+    "block_shape",
     "check_length",
     "forward",
+    "head_loss",
+    "head_nll",
     "hidden",
     "init_params",
     "loss_sums",

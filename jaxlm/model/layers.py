@@ -63,6 +63,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    if not jax.sharding.get_abstract_mesh().empty:  # the mask of the whole batch, which no mesh changes, where `x` lies
+        keep = jax.sharding.reshard(keep, jax.typeof(x).sharding.spec)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 

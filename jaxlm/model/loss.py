@@ -35,11 +35,15 @@ def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, j
     return lse_BT - picked_BT, lse_BT
 
 
-def loss_sums(logits_BTV: jax.Array, labels_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
+def masked_sums(nll_BT: jax.Array, lse_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
     """Sums over the supervised positions (loss_mask_BT true). An unsupervised position adds exactly zero."""
-    nll_BT, lse_BT = token_nll(logits_BTV, labels_BT)
     return LossSums(
         nll=jnp.sum(jnp.where(loss_mask_BT, nll_BT, 0.0)),
         z=jnp.sum(jnp.where(loss_mask_BT, jnp.square(lse_BT), 0.0)),
         count=jnp.sum(loss_mask_BT, dtype=jnp.float32),
     )
+
+
+def loss_sums(logits_BTV: jax.Array, labels_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:
+    """`masked_sums` of logits that exist. Training makes them block by block instead (`jaxlm.model.head`)."""
+    return masked_sums(*token_nll(logits_BTV, labels_BT), loss_mask_BT)

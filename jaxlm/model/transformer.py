@@ -16,6 +16,7 @@ from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import InputError
 from jaxlm.model.attention import Mask, attend
+from jaxlm.model.head import mask_padding, output_head
 from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
 from jaxlm.model.params import Block, Params, param_specs
 from jaxlm.model.precision import Policy
@@ -55,7 +56,9 @@ def _biased(x: jax.Array, bias: jax.Array | None) -> jax.Array:
 def _attention(
     h_BTD: jax.Array, layer: Block, cfg: ModelConfig, mask: Mask, rules: AxisRules, cache: LayerCache | None
 ) -> tuple[jax.Array, LayerCache | None]:
-    q_BTNH = _biased(rules.einsum("BTD,DNH->BTNH", h_BTD, layer.wq), layer.q_bias)
+    shared_BTD = rules.shared(h_BTD, "BTD", "N")
+    q_BTNH = _biased(rules.einsum("BTD,DNH->BTNH", shared_BTD, layer.wq), layer.q_bias)
+    h_BTD = shared_BTD if rules.w_K == rules.w_N else h_BTD
     k_BTKH = _biased(rules.einsum("BTD,DKH->BTKH", h_BTD, layer.wk), layer.k_bias)
     v_BTKH = _biased(rules.einsum("BTD,DKH->BTKH", h_BTD, layer.wv), layer.v_bias)
     if cfg.qk_norm:
@@ -75,6 +78,7 @@ def _attention(
 
 
 def _feed_forward(h_BTD: jax.Array, layer: Block, cfg: ModelConfig, rules: AxisRules) -> jax.Array:
+    h_BTD = rules.shared(h_BTD, "BTD", "F")
     up_BTF = rules.einsum("BTD,DF->BTF", h_BTD, layer.w_up)
     if cfg.ffn == "swiglu":
         up_BTF = ACTIVATIONS[cfg.ffn](rules.einsum("BTD,DF->BTF", h_BTD, layer.w_gate)) * up_BTF
@@ -171,14 +175,9 @@ def hidden(
 def project(params: Params, x_BTD: jax.Array, cfg: ModelConfig, *, policy: Policy, rules: AxisRules) -> jax.Array:
     """Activations to logits over the padded vocabulary, in `policy.logits`; padded logits are -1e30."""
     with jax.named_scope("head"):
-        head = params.embed if params.head is None else params.head
-        head_VD = rules.gather(head.astype(policy.compute), "VD")
+        head_VD = rules.gather(output_head(params).astype(policy.compute), "VD")
         logits_BTV = rules.einsum("BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.dtype(policy.logits))
-        logits_BTV = softcap(logits_BTV, cfg.logit_softcap)
-        if cfg.padded_vocab > cfg.vocab_size:
-            real_V = jnp.arange(cfg.padded_vocab) < cfg.vocab_size
-            logits_BTV = jnp.where(real_V[None, None, :], logits_BTV, -1e30)
-        return logits_BTV
+        return mask_padding(softcap(logits_BTV, cfg.logit_softcap), cfg)
 
 
 def forward(
