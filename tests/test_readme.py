@@ -37,7 +37,7 @@ def test_the_tree_names_every_room_and_no_other():
 def test_scripts_and_verbs_of_the_commands_exist(capsys):
     commands = [line.partition("#")[0].split() for block in blocks("sh") for line in block.splitlines() if line]
     scripts = {words[0] for words in commands if words[0].startswith("scripts/")}
-    assert scripts == {"scripts/quickstart", "scripts/test"}
+    assert scripts == {"scripts/quickstart", "scripts/test", "scripts/launch_local", "scripts/launch_tpu_pod"}
     assert all((ROOT / script).stat().st_mode & 0o111 for script in scripts)
     verbs = {words[1] for words in commands if words[0] == "jaxlm"}
     assert verbs >= {"generate", "eval", "check", "train"}

@@ -8,6 +8,7 @@ so nothing here is trusted: the caller compares digests.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -48,17 +49,34 @@ def write_arrays(directory: str | os.PathLike[str], arrays: Mapping[str, np.ndar
 
     Arrays without elements have no bytes and orbax refuses them: they are left out, as their shape and dtype say it all.
     """
-    ocp, path = _orbax(directory)
     os.makedirs(directory)
+    write_shards(directory, arrays)
+    if any(array.size for array in arrays.values()):
+        complete_arrays(directory)
+
+
+def write_shards(directory: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Write this process's part of `arrays` below `directory`, which is there. All processes of a cluster call it.
+
+    Of a jax array each process writes the shards that are its own; of a NumPy array process 0 writes all. When every process
+    has returned, one of them calls `complete_arrays`.
+    """
+    ocp, path = _orbax(directory)
     tree = {leaf_directory(name): array for name, array in arrays.items() if array.size}
-    if not tree:
-        return
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
-    try:
-        handler.save(path, args=ocp.args.PyTreeSave(tree))
+    if tree:
+        with contextlib.closing(_writer(ocp)) as handler:
+            handler.save(path, args=ocp.args.PyTreeSave(tree))
+
+
+def complete_arrays(directory: str | os.PathLike[str]) -> None:
+    """What orbax does when all parts are written: it compares what the processes wrote."""
+    ocp, path = _orbax(directory)
+    with contextlib.closing(_writer(ocp)) as handler:
         handler.finalize(path)
-    finally:
-        handler.close()
+
+
+def _writer(ocp: Any) -> Any:
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
 
 
 def read_arrays(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlm.contract import ContractError
 from jaxlm.model.spec import named_leaves
+from jaxlm.parallel import processes
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,10 @@ def _place(name: str, like: Any, data: np.ndarray) -> Any:
         implementations: list[Any] = []
         jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), like.dtype))
         keys = jax.random.wrap_key_data(jnp.asarray(data), impl=implementations[0])
+        if sharding is not None and not sharding.is_fully_addressable:
+            return jax.random.wrap_key_data(processes.put(data, sharding), impl=implementations[0])
         return keys if sharding is None else jax.device_put(keys, sharding)
+    if sharding is not None and not sharding.is_fully_addressable:
+        return jnp.copy(processes.put(data, sharding))  # a copy, for the reason given below
     # may_alias=False: a buffer that jax may donate must not be memory that NumPy owns.
     return jax.device_put(data, sharding, may_alias=False)

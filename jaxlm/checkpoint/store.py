@@ -25,11 +25,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jaxlm.checkpoint.leaves import fill, host_leaves, nonfinite_leaf, require_match
+from jaxlm.checkpoint.leaves import LeafRecord, fill, host_leaves, nonfinite_leaf, require_match
 from jaxlm.checkpoint.retention import steps_to_keep
 from jaxlm.checkpoint.saving import Save, SaveError
+from jaxlm.checkpoint.together import JointSave, nonfinite_anywhere, shared_leaves
 from jaxlm.checkpoint.verifying import COPY, KIND, read_leaves, records_of, require_facts, verify_files
 from jaxlm.contract import MANIFEST, ContractError, Finding, InputError, Manifest, canonical_json, sync_directory
+from jaxlm.parallel import processes
 
 RESERVED = ("step", "metric", "leaves")  # facts that the store states itself
 TEMPORARY = re.compile(r"\.\d{8,}\.[0-9a-f]{8}\.tmp")
@@ -41,8 +43,8 @@ class CheckpointStore:
     keep_last, keep_best: how many of the newest and of the lowest metric stay. asynchronous: `save` returns as soon as the
     state is copied to host memory. clean: remove what killed saves left behind; only for the holder of the run's lock.
 
-    One process saves at a time; any number may read. Close it, or use it as a context manager: an asynchronous save that is
-    under way when the interpreter ends is lost (never half-written).
+    One process saves at a time, or all processes of a cluster together; any number may read. Close it, or use it as a context
+    manager: an asynchronous save that is under way when the interpreter ends is lost (never half-written).
     """
 
     def __init__(
@@ -58,10 +60,10 @@ class CheckpointStore:
             raise ValueError(f"expected keep_last >= 1 and keep_best >= 0, found {keep_last} and {keep_best}")
         self.directory = Path(directory)
         self.keep_last, self.keep_best, self.asynchronous = keep_last, keep_best, asynchronous
-        self._save: Save | None = None
-        self._future: Future[Manifest] | None = None
+        self._save: Save | JointSave | None = None
+        self._future: Future[Manifest | None] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        if clean and self.directory.is_dir():
+        if clean and processes.primary() and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if TEMPORARY.fullmatch(path.name):
                     shutil.rmtree(path)
@@ -154,8 +156,15 @@ class CheckpointStore:
             raise ValueError(f"expected facts other than {', '.join(RESERVED)}, found {', '.join(taken)}")
         canonical_json([facts, parents, provenance or {}])  # what cannot be written is refused here, not in the background
 
-        leaves = host_leaves(state)
-        if bad := nonfinite_leaf(leaves):
+        about = {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {})
+        job: Save | JointSave
+        if processes.several():
+            shared = shared_leaves(state)
+            job, bad = JointSave(step, shared, *about), nonfinite_anywhere(shared)
+        else:
+            leaves = host_leaves(state)
+            job, bad = Save(step, leaves, *about), nonfinite_leaf(leaves)
+        if bad:
             raise ContractError(
                 KIND,
                 artifact=f"{self.path(step)} (leaf {bad.path})",
@@ -163,9 +172,10 @@ class CheckpointStore:
                 found=f"{bad.count} of {bad.size} values of {bad.path} NaN or infinite",
                 remedy="Nothing was saved. Resume from an earlier checkpoint, and look at what led to the non-finite values.",
             )
-        job = Save(step, leaves, {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {}))
-        if self.path(step).exists() and self._settled(job):
-            return
+        if isinstance(job, Save) and self.path(step).exists():
+            records = {name: leaf.record() for name, leaf in job.leaves.items()}
+            if self._settled(step, records, job.parents):
+                return
         self._save, self._future = job, self._writer.submit(self._commit, job)
         if not self.asynchronous:
             self.wait()
@@ -175,7 +185,10 @@ class CheckpointStore:
         return self.wait() if self._future is not None and self._future.done() else None
 
     def wait(self) -> Manifest | None:
-        """Wait for the save under way, if any, and return its manifest. Raises SaveError if it failed."""
+        """Wait for the save under way, if any, and return its manifest (None in a process of several other than the first).
+
+        Raises SaveError if it failed.
+        """
         if self._future is None or self._save is None:
             return None
         (job, self._save), (future, self._future) = (self._save, None), (self._future, None)
@@ -201,41 +214,53 @@ class CheckpointStore:
                 raise
             error.add_note(str(failed))  # neither of the two hides the other
 
-    def _settled(self, job: Save) -> bool:
+    def _settled(self, step: int, records: Mapping[str, LeafRecord], parents: Mapping[str, str]) -> bool:
         """Whether the directory of this step already holds this state. Raises ContractError if it holds another, whole one."""
-        broken = next((finding for finding in self.verify(job.step) if not finding.kept), None)
+        broken = next((finding for finding in self.verify(step) if not finding.kept), None)
         if broken is not None:
             warnings.warn(f"replacing a damaged checkpoint: {broken.error()}", stacklevel=3)
             return False
-        manifest = self.manifest(job.step)
-        records = {name: leaf.record() for name, leaf in job.leaves.items()}
+        manifest = self.manifest(step)
         held = {f"leaf {name}": record for name, record in records_of(manifest).items()} | {
             f"parent {kind}": parent for kind, parent in manifest.parents.items()
         }
         given = {f"leaf {name}": record for name, record in records.items()} | {
-            f"parent {kind}": parent for kind, parent in job.parents.items()
+            f"parent {kind}": parent for kind, parent in parents.items()
         }
         for name in sorted(held.keys() | given.keys()):
             if held.get(name) != given.get(name):
                 raise ContractError(
                     KIND,
-                    artifact=f"{self.path(job.step)} ({name})",
+                    artifact=f"{self.path(step)} ({name})",
                     expected=f"what is durable already, {held.get(name)}",
                     found=f"another state for the same step, {given.get(name)}",
                     remedy="Save to another run directory, or remove this checkpoint.",
                 )
         return True
 
-    def _commit(self, job: Save) -> Manifest:
+    def _commit(self, job: Save | JointSave) -> Manifest | None:
         """The whole of a save, in its thread: write, rename, forget the old ones."""
-        final, temporary = self.path(job.step), self._hidden(job.step)
+        temporary = self._hidden(job.step)
+        if isinstance(job, JointSave):
+            return job.commit(temporary, self._settle)
         manifest = job.write(temporary)
-        if final.exists():  # a damaged one: `save` has said so
-            self._remove(job.step)
-        os.replace(temporary, final)
-        sync_directory(self.directory)
-        self._forget(job.step)
+        self._finish(job.step, temporary)
         return manifest
+
+    def _settle(self, manifest: Manifest, temporary: Path) -> None:
+        """Finish a joint save, of which the digests are known only now; a step that is durable already is left as it is."""
+        step = manifest.facts["step"]
+        if self.path(step).exists() and self._settled(step, records_of(manifest), manifest.parents):
+            shutil.rmtree(temporary)
+        else:
+            self._finish(step, temporary)
+
+    def _finish(self, step: int, temporary: Path) -> None:
+        if self.path(step).exists():  # a damaged one: `_settled` has said so
+            self._remove(step)
+        os.replace(temporary, self.path(step))
+        sync_directory(self.directory)
+        self._forget(step)
 
     def _forget(self, saved: int) -> None:
         """Remove the checkpoints that are neither new nor good. A damaged one is left: it is evidence, and counts as none."""

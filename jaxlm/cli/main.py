@@ -1,13 +1,12 @@
 """`jaxlm VERB ...`: one thin file a verb, imported only when it is called.
 
 Exit status: 0 done; 1 a contract is broken, a check or a save failed, memory ran out, or nobody reads what is printed;
-2 wrong usage; 3 interrupted and resumable.
+2 wrong usage; 3 interrupted and resumable; 4 another process of the run was lost; 5 this process was stuck.
 """
 
 from __future__ import annotations
 
 import argparse
-import codecs
 import difflib
 import io
 import os
@@ -24,12 +23,13 @@ from typing import NoReturn
 import jaxlm
 from jaxlm.cli.arguments import Parser, UsageError, parse
 from jaxlm.cli.failures import RESUMABLE, failure_of
-from jaxlm.cli.output import Output
+from jaxlm.cli.output import STDOUT, Closed, Output, printing
 
 VERBS = {
     "quickstart": "from nothing to a trained, evaluated model that writes, in minutes",
     "tokenizer": "train a tokenizer; use, inspect, compare and convert it",
     "data": "build token shards from text; show them",
+    "explain": "what a run will need: memory, FLOPs, time; no device is touched",
     "train": "train a run, or go on with one",
     "eval": "bits per byte of a run on its validation split",
     "generate": "continue a prompt with a run",
@@ -54,7 +54,7 @@ def _top() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. argv: the words after `jaxlm`, those of the process by default."""
     _open_streams()
-    words = [_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = list(sys.argv[1:] if argv is None else argv)
     out = Output(as_json="--json" in words)
     verb = words[0] if words else ""
     with warnings.catch_warnings():
@@ -63,25 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Let what cannot be printed be printed as escapes, and what is printed on a closed stream go nowhere."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+    """Let what cannot be printed be printed as escapes, and streams that are closed say so, or go nowhere."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass  # no file that is opened later may have the number that others print to
+        os.close(number)
+    sys.stdout = Closed() if sys.stdout is None else sys.stdout
+    sys.stderr = open(os.devnull, "w", encoding="utf-8") if sys.stderr is None else sys.stderr
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _utf8(word: str) -> str:
-    """A word of a command line that is UTF-8, whatever the locale says of it."""
-    try:
-        return os.fsencode(word).decode()
-    except UnicodeError:
-        return word
-
-
-def _called(words: Sequence[str], verb: str, out: Output) -> int:
-    """Call the verb; or show help or version, after which argparse leaves by SystemExit."""
+def _called(words: Sequence[str], verb: str, out: Output, options: list[str]) -> int:
+    """Call the verb; or show help or version, after which argparse leaves by SystemExit. options: is filled."""
     if not words or verb in ("-h", "--help", "--version"):
         _top().parse_args(words or ["--help"])
     if verb not in VERBS:
@@ -89,23 +84,29 @@ def _called(words: Sequence[str], verb: str, out: Output) -> int:
         hint = f"the nearest is `jaxlm {close[0]}`" if close else f"the verbs are {', '.join(VERBS)}"
         raise UsageError(f"{verb}: expected a verb, found none of that name; {hint}")
     module = import_module(f"jaxlm.cli.{verb}")
-    return int(module.run(parse(verb, module, words[1:]), out) or 0)
+    args = parse(verb, module, words[1:])
+    options.extend(vars(args))
+    return int(module.run(args, out) or 0)
 
 
 def _status(words: Sequence[str], verb: str, out: Output) -> int:
+    options: list[str] = []
     try:
         try:
             with _terminable(verb, out):
-                status = _called(words, verb, out)
+                status = _called(words, verb, out, options)
         except SystemExit as leaving:
             status = int(leaving.code or 0)
-        sys.stdout.flush()
+        with printing():
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # nobody reads any more: what was asked for may not have been done
+        if isinstance(sys.stdout, Closed):
+            print(f"jaxlm: error: {STDOUT}: expected it open, found it closed; >/dev/null throws it away", file=sys.stderr)
         _read_no_more()
         return 1
     except (KeyboardInterrupt, Exception) as error:
-        if (failure := failure_of(error, verb)) is None:
+        if (failure := failure_of(error, verb, options)) is None:
             raise
         print(f"jaxlm: {'' if failure.status == 3 else 'error: '}{' '.join(failure.message.split())}", file=sys.stderr)
         try:
@@ -137,4 +138,7 @@ def _terminable(verb: str, out: Output) -> Iterator[None]:
 
 def _read_no_more() -> None:
     """Let standard output go nowhere, so that the interpreter does not fail once more as it ends."""
+    if isinstance(sys.stdout, Closed):
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,19 @@
   jaxlm train runs/tiny/resolved.json
       the same run again, from nothing, beside the first (or the rest of it)
 
-SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3.
+On several machines, or as several processes of one (scripts/ has
+launchers), the same command runs in every process:
+
+  jaxlm train configs/tiny.py --mesh.data 2 --mesh.rules dp \\
+      --coordinator HOST:PORT --num-processes 2 --process-id 0
+      and the same with --process-id 1; JAXLM_COORDINATOR, JAXLM_NUM_PROCESSES
+      and JAXLM_PROCESS_ID say the same
+  srun jaxlm train configs/tiny.py --mesh.data 2 --mesh.rules dp --distributed
+      jax finds the cluster: TPU pods, Slurm, GKE, Open MPI
+
+SIGTERM saves and ends with status 0; Ctrl-C saves and ends with status 3;
+either, sent to one process, stops all of them. A process that loses another one
+ends with status 4; one that is stuck (--watch.step-timeout) ends itself with 5.
 """
 
 from __future__ import annotations
@@ -19,7 +31,9 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import NoReturn
 
+from jaxlm.cli.failures import failure_of
 from jaxlm.cli.output import Output
 from jaxlm.config.load import config_fingerprint, load_config, read_resolved
 from jaxlm.config.schema import RunConfig
@@ -33,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
     parser.add_argument("--out", help="the run directory; runs/NAME by default")
     parser.add_argument("--allow-older", action="store_true", help="where the newest checkpoint is damaged, take an older one")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, for a run of several processes")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    parser.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--distributed", action="store_true", help="several processes, in a cluster that jax finds by itself")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -50,7 +68,34 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if path.suffix == ".json" and where is None:
             original, where = path.parent, beside(path.parent, config)
             out.line(f"the run of {path} again, in {where}")
-    return train(config, where, original, out, allow_older=args.allow_older)
+    joined = join(args, config)
+    try:
+        return train(config, where, original, out, allow_older=args.allow_older)
+    except Exception as error:
+        if joined:
+            leave_with(error)
+        raise
+
+
+def join(args: argparse.Namespace, config: RunConfig) -> bool:
+    """Join the other processes that options or variables name; returns whether there are any."""
+    from jaxlm.parallel import processes
+
+    names = ("coordinator", "num_processes", "process_id", "distributed")
+    processes.start(processes.cluster_of(**{name: getattr(args, name) for name in names}), heartbeat=config.watch.heartbeat)
+    return processes.several()
+
+
+def leave_with(error: Exception) -> NoReturn:
+    """End this process of several with what `error` means: others may be gone, and jax would wait for them."""
+    import traceback
+
+    from jaxlm.parallel.lookout import leave
+
+    if (failure := failure_of(error, "train")) is None:
+        traceback.print_exception(error)
+        leave(1, f"error: {type(error).__name__}")
+    leave(failure.status, f"error: {' '.join(failure.message.split())}")
 
 
 def beside(path: Path, config: RunConfig) -> Path:
@@ -83,11 +128,14 @@ def _unfinished(path: Path, config: RunConfig) -> bool:
 
 def train(config: RunConfig, where: Path | None, original: Path | None, out: Output, *, allow_older: bool = False) -> int:
     """Train `config` in `where`; with `original`, its tokenizer and data must come out the same."""
+    from jaxlm.parallel import processes
     from jaxlm.run import Run
     from jaxlm.train import fit
 
     like = Run.load(original) if original is not None and (original / "manifest.json").is_file() else None
     done = fit(config, out=where, allow_older=allow_older, like=like, say=out.line)
+    if not processes.primary():
+        return 0
     records = done.telemetry()
     last = records[-1] if records else {}
     out.line(f"{done.path}: step {done.step} of {config.train.steps}")

@@ -194,7 +194,7 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the activations; weights stay float32
     max_skipped: int = 10  # stop after so many steps in a row with a non-finite gradient
     remat: Literal["none", "dots", "block", "offload"] = runtime("none")  # activations kept for the backward pass
-    loss_chunk: int = 0  # positions of a row whose logits exist at once; 0: derived
+    loss_chunk: int = 0  # positions whose logits a device makes at once; 0: derived
 
     def _judge(self) -> None:
         self.require_at_least(1, "steps", "batch_size", "grad_accum", "max_skipped")
@@ -205,14 +205,19 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class MeshConfig(Section):
-    """Device mesh and the rules that lay arrays on it. Axes always exist; size 1 when unused."""
+    """Device mesh and the rules that lay arrays on it. Axes always exist; size 1 when unused.
+
+    All of it is runtime: a mesh lays out one and the same computation on the same examples, and changes no more than the order
+    of sums, that is the last bits, as another kind of device does. So a run may go on on what devices there are. What each
+    part of it was computed on stands in the environment of its checkpoints and in its events, and a resume says what differs.
+    """
 
     section: ClassVar[str] = "mesh"
-    data: int = 1  # replicas
-    fsdp: int = 1  # shards of weights and optimizer state
-    tensor: int = 1  # shards of heads, hidden width and vocabulary
-    context: int = 1  # shards of the sequence
-    rules: Literal["single", "dp", "fsdp", "tp", "fsdp_tp"] = "single"  # preset of logical-axis rules
+    data: int = runtime(1)  # replicas
+    fsdp: int = runtime(1)  # shards of weights and optimizer state
+    tensor: int = runtime(1)  # shards of heads, hidden width and vocabulary
+    context: int = runtime(1)  # shards of the sequence
+    rules: Literal["single", "dp", "fsdp", "tp", "fsdp_tp"] = runtime("single")  # preset of logical-axis rules
 
     def _judge(self) -> None:
         self.require_at_least(1, "data", "fsdp", "tensor", "context")

@@ -1,8 +1,8 @@
 """Raw documents to shards to batches."""
 
 from jaxlm.config.schema import DataConfig
-from jaxlm.data.batches import Batch, batch, batch_crc, validation_batches
-from jaxlm.data.checks import check_batch
+from jaxlm.data.batches import Batch, batch, batch_crc, row_crcs, validation_batches
+from jaxlm.data.checks import check_batch, check_supervised
 from jaxlm.data.documents import STDLIB, Counts, Document, read_documents
 from jaxlm.data.order import permute
 from jaxlm.data.prefetch import Prefetcher
@@ -22,9 +22,11 @@ __all__ = [
     "batch_crc",
     "build_shards",
     "check_batch",
+    "check_supervised",
     "open_shards",
     "permute",
     "read_documents",
+    "row_crcs",
     "split_of",
     "training_texts",
     "validation_batches",

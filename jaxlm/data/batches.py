@@ -55,29 +55,30 @@ def rows_of(stream: TokenStream, rows: np.ndarray, context_length: int) -> Batch
 
 
 def batch(
-    stream: TokenStream, *, step: int, seed: int, batch_size: int, context_length: int, host: int = 0, hosts: int = 1
+    stream: TokenStream, *, step: int, seed: int, batch_size: int, context_length: int, rows: np.ndarray | None = None
 ) -> Batch:
     """The batch of step `step` (from 0): a pure function of its arguments.
 
-    Rows are taken from the endless sequence permutation(epoch 0), permutation(epoch 1), ...; step s takes rows
-    s * batch_size on. A host gets its contiguous share, so that the order of examples does not depend on `hosts`.
+    Examples are taken from the endless sequence permutation(epoch 0), permutation(epoch 1), ...; step s takes examples
+    s * batch_size on. rows: the rows of the batch that are wanted, int, each from 0 to batch_size - 1; all by default. A
+    process of several asks for those that its devices need, and nothing else is read; which process asks changes no example.
     Raises InputError where the stream has fewer rows than one batch.
     """
-    rows = stream.rows(context_length)
-    if rows < batch_size:
+    there = stream.rows(context_length)
+    if there < batch_size:
         raise InputError(
-            f"--train.batch-size: expected at most the {rows} rows of {context_length} tokens that the training split has, "
+            f"--train.batch-size: expected at most the {there} rows of {context_length} tokens that the training split has, "
             f"found {batch_size}; give more text, a smaller batch or a shorter context"
         )
-    if batch_size % hosts or not 0 <= host < hosts:
-        raise ValueError(f"expected a batch_size divisible by hosts and a host below it, found {batch_size}, {hosts}, {host}")
-    share = batch_size // hosts
-    wanted = step * batch_size + host * share + np.arange(share)
-    epochs, indices = wanted // rows, wanted % rows
-    chosen = np.empty(share, np.int64)
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
+        raise ValueError(f"expected rows from 0 to {batch_size - 1}, at least one, found {rows.tolist()}")
+    wanted = step * batch_size + rows
+    epochs, indices = wanted // there, wanted % there
+    chosen = np.empty(len(rows), np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        chosen[here] = permute(indices[here], rows, seed=seed, epoch=int(epoch))
+        chosen[here] = permute(indices[here], there, seed=seed, epoch=int(epoch))
     return rows_of(stream, chosen, context_length)
 
 
@@ -90,9 +91,19 @@ def validation_batches(stream: TokenStream, *, batch_size: int, context_length: 
         yield rows_of(stream, np.where(wanted < rows, wanted, -1), context_length)
 
 
-def batch_crc(made: Batch) -> int:
-    """CRC-32 over all arrays of a batch: what the telemetry remembers it by."""
-    crc = 0
+def row_crcs(made: Batch) -> np.ndarray:
+    """CRC-32 over all arrays of each row, uint32 [B]."""
+    crcs = np.zeros(len(made.tokens), np.uint32)
     for array in made:
-        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
-    return crc
+        for row, content in enumerate(np.ascontiguousarray(array)):
+            crcs[row] = zlib.crc32(content.view(np.uint8).data, int(crcs[row]))
+    return crcs
+
+
+def batch_crc(made: Batch | np.ndarray) -> int:
+    """What the telemetry remembers a batch by: CRC-32 over the `row_crcs` of a batch, or over those given, little-endian.
+
+    Of rows, so that processes which hold different rows can put it together.
+    """
+    crcs = made if isinstance(made, np.ndarray) else row_crcs(made)
+    return zlib.crc32(crcs.astype("<u4").tobytes())

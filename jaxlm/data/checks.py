@@ -21,22 +21,18 @@ def check_batch(
     `min_supervised`. label: names the batch in the message.
     """
 
-    def broken(expected: str, found: str) -> ContractError:
-        return ContractError(
-            "batch", artifact=label, expected=expected, found=found, remedy="The shards or the loader are wrong."
-        )
-
     def require(ok_BT: np.ndarray, expected: str, values: np.ndarray, *, first: int = 0) -> None:
         """first: the position in the row that the first column stands for."""
         if not ok_BT.all():
             row, at = np.argwhere(~ok_BT)[0]
-            raise broken(expected, f"{values[row, at]} at row {row}, position {at + first} ({int((~ok_BT).sum())} places)")
+            where = f"row {row}, position {at + first} ({int((~ok_BT).sum())} places)"
+            raise _broken(label, expected, f"{values[row, at]} at {where}")
 
     shape = made.tokens.shape
     for name, array in made._asdict().items():
         dtype = np.dtype(bool if name == "loss_mask" else np.int32)
         if array.dtype != dtype or array.shape != shape or len(shape) != 2 or 0 in shape:
-            raise broken(f"{name} as {dtype} {list(shape)}", f"{array.dtype} {list(array.shape)}")
+            raise _broken(label, f"{name} as {dtype} {list(shape)}", f"{array.dtype} {list(array.shape)}")
     tokens, labels, mask, segments, positions = made
     require((tokens >= 0) & (tokens < vocab_size), f"ids in 0..{vocab_size - 1}", tokens)
     require(~mask | ((labels >= 0) & (labels < vocab_size)), f"labels in 0..{vocab_size - 1}", labels)
@@ -62,6 +58,15 @@ def check_batch(
     )
     require((positions >= 0) & (positions < context_length), f"positions below the trained {context_length}", positions)
 
-    share = float(mask.mean())
-    if share < min_supervised:
-        raise broken(f"at least {min_supervised:.1%} supervised labels", f"{share:.1%}")
+    check_supervised(float(mask.mean()), min_supervised, label=label)
+
+
+def check_supervised(share: float, least: float, *, label: str = "batch") -> None:
+    """Raise ContractError where the share of supervised labels in a whole batch is less than `least`."""
+    if share < least:
+        raise _broken(label, f"at least {least:.1%} supervised labels", f"{share:.1%}")
+
+
+def _broken(label: str, expected: str, found: str) -> ContractError:
+    remedy = "The shards or the loader are wrong."
+    return ContractError("batch", artifact=label, expected=expected, found=found, remedy=remedy)

@@ -22,6 +22,7 @@ from jaxlm.parallel import processes
 LOST = 4  # exit status: another process was lost or failed; the same command goes on
 NEWS = "jaxlm/news/"
 LIFE = "jaxlm/life/"
+CONNECTION = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "coordination")
 
 
 def leave(status: int, message: str) -> NoReturn:
@@ -46,7 +47,8 @@ class Lookout:
         self._asked = ""
         self._stop: tuple[int, str] | None = None
         self._ended = threading.Event()
-        self._abort = _on_abort(self.index, self.count) if self.index else None
+        self._failing = ""  # what this process itself fails with
+        self._abort = self._on_abort() if self.index else None
         self._thread = threading.Thread(target=self._watch, name="lookout", daemon=True)
         self._thread.start()
 
@@ -70,18 +72,21 @@ class Lookout:
             self._done = step
             return self._stop[1] if self._stop is not None and step >= self._stop[0] else None
 
-    def failed(self, message: str, status: int) -> NoReturn:
-        """Tell the others that this process fails, give them time to hear it, and leave."""
-        try:
-            self.client.key_value_set(f"{NEWS}failed/{self.index}", message, allow_overwrite=True)
-            time.sleep(3 * self.tick)  # process 0 takes the news away with it
-        except Exception as error:  # nobody is left to tell
-            print(f"jaxlm: {error}", file=sys.stderr)
-        leave(status, message)
+    def tell(self, error: BaseException) -> None:
+        """Tell the others that this process fails with `error`, and give them the time to hear it.
 
-    def wait_for_verdict(self) -> None:
-        """Give the thread the time to find out which process is lost; it ends this one if it does."""
-        self._ended.wait(self.heartbeat + 4 * self.tick)
+        Where the error looks like a broken connection, its cause is another process: then the thread is given the time to
+        find out which, and ends this process with a better message.
+        """
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:1000]
+        if isinstance(error, (RuntimeError, ValueError)) and any(word in text for word in CONNECTION):
+            self._ended.wait(self.heartbeat + 4 * self.tick)
+        self._failing = text
+        try:
+            self.client.key_value_set(f"{NEWS}failed/{self.index}", text, allow_overwrite=True)
+            time.sleep(3 * self.tick)  # process 0 takes the news away with it
+        except Exception as failed:  # nobody is left to tell
+            print(f"jaxlm: {failed}", file=sys.stderr)
 
     def close(self) -> None:
         """Stop looking."""
@@ -121,6 +126,10 @@ class Lookout:
 
     def _hear(self, news: dict[str, str]) -> None:
         """End this process where another one has failed, or process 0 has found one lost."""
+        if self._failing:  # it ends with its own words
+            return
+        if self.index == 0 and any(key.startswith((f"{NEWS}failed", f"{NEWS}lost")) for key in news):
+            time.sleep(4 * self.tick)  # the others read it from process 0, which takes the news away with it
         for key, message in news.items():
             kind, _, other = key.removeprefix(NEWS).partition("/")
             if kind == "failed" and int(other) != self.index:
@@ -151,8 +160,30 @@ class Lookout:
 
     def _unreachable(self, error: Exception) -> None:
         """A call to process 0 failed. Process 0 itself goes on: then it was another's fault, and its sign will be missing."""
-        if self.index:
+        if self.index and not self._failing:
             leave(LOST, f"error: {_without_coordinator(self.count)} ({' '.join(str(error).split())[:200]}) {self._go_on()}")
+
+    def _on_abort(self) -> Any:
+        """Say in words why, where jax aborts this process from C++ because process 0 is gone. Returns what must be kept alive.
+
+        jax ends a process within a moment of losing the coordinator, by abort(), from a thread of its own that Python is not
+        asked about. A handler of Python's own would run too late: abort() ends the process as soon as the handler in C returns.
+        """
+        host, _, port = processes.coordinator().rpartition(":")
+
+        def handler(number: int) -> None:
+            if self._failing:
+                leave(1, f"error: {self._failing}")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            except OSError:
+                leave(LOST, f"error: {_without_coordinator(self.count)} {self._go_on()}")
+
+        kept = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(kept, ctypes.c_void_p))
+        return kept
 
     @staticmethod
     def _go_on() -> str:
@@ -161,25 +192,3 @@ class Lookout:
 
 def _without_coordinator(count: int) -> str:
     return f"process 0 of {count}, which coordinates the others, is lost: it cannot be reached any more."
-
-
-def _on_abort(index: int, count: int) -> Any:
-    """Say in words why, where jax aborts this process from C++ because process 0 is gone. Returns what must be kept alive.
-
-    jax ends a process within a moment of losing the coordinator, by abort(), from a thread of its own that Python is not asked
-    about. A handler of Python's own would run too late: abort() ends the process as soon as the handler in C returns.
-    """
-    address = processes.coordinator()
-
-    def handler(number: int) -> None:
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-        except OSError:
-            leave(LOST, f"error: {_without_coordinator(count)} {Lookout._go_on()}")
-
-    kept = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    libc = ctypes.CDLL(None)
-    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(kept, ctypes.c_void_p))
-    return kept

@@ -9,9 +9,10 @@ What moves between versions of jax stays here: the client of the coordination se
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,12 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.contract import InputError
 
 FOREVER = 7 * 24 * 3600.0  # seconds; what ends a wait for a lost process is the lookout, not the wait
-_numbers = itertools.count()  # every process makes the same calls in the same order, so equal numbers meet
+# Every process makes the same calls of a name in the same order, so equal numbers meet; a thread has names of its own.
+_numbers: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
+
+
+def _key(name: str) -> str:
+    return f"jaxlm/{name}/{next(_numbers[name])}"
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,15 @@ def cluster_of(
     }
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if not missing:
-        address, count, index = given.values()
-        host, _, port = str(address).rpartition(":")
+        address, count, index = map(str, given.values())
+        host, _, port = address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
             raise InputError(f"--coordinator: expected HOST:PORT of process 0, found {address!r}")
-        if not str(count).isdigit() or int(count) < 1:
+        if not count.isdigit() or int(count) < 1:
             raise InputError(f"--num-processes: expected an integer >= 1, found {count!r}")
-        if not str(index).isdigit() or int(index) >= int(count):
+        if not index.isdigit() or int(index) >= int(count):
             raise InputError(f"--process-id: expected an integer from 0 to {int(count) - 1}, found {index!r}")
-        return Cluster(str(address), int(count), int(index))
+        return Cluster(address, int(count), int(index))
     if len(missing) < len(given):
         raise InputError(f"expected --coordinator, --num-processes and --process-id together, found no {', '.join(missing)}")
     detected = any(says(environ.get(name, "")) for name, says in _LAUNCHERS)
@@ -142,32 +148,34 @@ def several() -> bool:
     return count() > 1
 
 
-# ---- what processes agree on; all make the same calls in the same order ---------------------------------------------
+# ---- what processes tell each other ----------------------------------------------------------------------------------
 
 
 def barrier(name: str, *, seconds: float = FOREVER) -> None:
     """Wait until every process is here. Raises RuntimeError where one is not within `seconds`."""
     if several():
-        client().wait_at_barrier(f"jaxlm/{next(_numbers)}/{name}", round(seconds * 1000))
+        client().wait_at_barrier(_key(name), round(seconds * 1000))
 
 
 def told(name: str, value: str) -> str:
     """What process 0 says: its `value`, in every process. It is no barrier: process 0 does not wait."""
     if not several():
         return value
-    key = f"jaxlm/{next(_numbers)}/{name}"
+    key = _key(name)
     if primary():
         client().key_value_set(key, value)
         return value
     return client().blocking_key_value_get(key, round(FOREVER * 1000))
 
 
-def gathered(name: str, value: str) -> list[str]:
-    """What every process says, in their order, in every process."""
+def gathered(name: str, value: str, *, everywhere: bool = True) -> list[str]:
+    """What every process says, in their order, in every process; or in process 0 alone, and nothing in the others."""
     if not several():
         return [value]
-    key = f"jaxlm/{next(_numbers)}/{name}"
+    key = _key(name)
     client().key_value_set(f"{key}/{index()}", value)
+    if not everywhere and not primary():
+        return []
     return [client().blocking_key_value_get(f"{key}/{other}", round(FOREVER * 1000)) for other in range(count())]
 
 
@@ -213,10 +221,11 @@ def put(array: np.ndarray, sharding: Sharding, *, rows: np.ndarray | None = None
     if rows is None:
         if sharding.is_fully_addressable:
             return jax.device_put(array, sharding)
-        return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
+        return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at or ...])
     shape = (int(length or 0), *array.shape[1:])
 
-    def part(at: tuple[slice, ...]) -> np.ndarray:
+    def part(at: tuple[slice, ...] | None) -> np.ndarray:
+        assert at is not None
         first, end, _ = at[0].indices(shape[0])
         where = int(np.searchsorted(rows, first))
         assert np.array_equal(rows[where : where + end - first], np.arange(first, end)), (rows, first, end)

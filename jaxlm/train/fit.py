@@ -1,41 +1,35 @@
-"""The host loop: from a config to a trained run, or from a run that was cut off to the same run, whole.
+"""From a config to a trained run, or from a run that was cut off to the same run, whole.
 
-`fit` prepares tokenizer and data, runs the static probes, and then repeats: batch, step, telemetry; now and then a validation
-and a checkpoint. The loop does no arithmetic that enters the numbers: those are in the step.
+`fit` prepares tokenizer and data, opens a session of the run, and trains it to its end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxlm.checkpoint import CheckpointStore, differences, environment
 from jaxlm.config.load import config_fingerprint, describe
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import ContractError, FileRecord, Manifest, check
-from jaxlm.data import Batch, Prefetcher, batch, batch_crc, check_batch
-from jaxlm.model import model_manifest, param_specs
+from jaxlm.contract import InputError
+from jaxlm.model import param_specs
 from jaxlm.model.spec import count_params, named_leaves
-from jaxlm.parallel import make_mesh
-from jaxlm.run import Layout, Run, run_manifest
+from jaxlm.parallel import make_mesh, processes
+from jaxlm.parallel.lookout import Lookout
+from jaxlm.run import Layout, Run
+from jaxlm.train.loop import train
 from jaxlm.train.prepare import Parts, Say, claim, forget, prepare, resolve
-from jaxlm.train.probes import Probe, require, run_probes
-from jaxlm.train.probes_forward import batch_is_pure
-from jaxlm.train.state import TrainState, abstract_state, initial_state, put_batch, rules
-from jaxlm.train.step import train_step
+from jaxlm.train.session import Session
+from jaxlm.train.state import rules
 from jaxlm.train.stop import StopRequest
-from jaxlm.train.validate import Validation, label_bytes, validate
-from jaxlm.watch import ChainedLog, Mark, Progress, duration, number, record_of
-from jaxlm.watch.sinks import START
+from jaxlm.train.watchdog import Watchdog
+from jaxlm.watch.compilation_cache import keep_programs
 
 
 def fit(
@@ -52,33 +46,81 @@ def fit(
     checkpoint (with `allow_older`, from the newest one that is whole). like: a run to reproduce, whose tokenizer and data must
     come out the same. say: takes the lines meant for a person; standard error by default.
 
+    In a cluster (`jaxlm.parallel.processes.start`) every process calls it alike, `out` is a directory that all of them see, and
+    only process 0 says anything. A process that loses another one, or is stuck, ends itself with status 4 or 5.
+
     SIGTERM saves and returns the run as it is; Ctrl-C saves and raises KeyboardInterrupt.
     Raises InputError for a user's mistake, ContractError for a broken contract (a failed probe among them), SaveError where a
     checkpoint could not be written.
     """
-    say = say or (lambda line: print(line, file=sys.stderr))
-    layout = Layout(Path(out) if out is not None else Path("runs") / cfg.name)
-    cfg = resolve(cfg, layout)
-    mesh = make_mesh(cfg.mesh)
-    rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
-    with layout.locked():
-        new = not layout.resolved.is_file()
-        cfg = claim(cfg, layout)
-        try:
-            parts = prepare(cfg, layout, say=say, like=None if like is None else like.manifest)
-            for line in [*describe(cfg), *_sizes(parts, mesh)]:
-                say(line)
-            with jax.set_mesh(mesh):
-                session = _Session(parts, layout, mesh, say, allow_older)
-                with session.telemetry, session.events, session.store:
-                    session.train()
-        except Exception:
-            if new:
-                forget(layout)
-            raise
-    if session.stop.signal is signal.SIGINT:
+    with _together(cfg) as lookout:
+        say = (say or _print) if processes.primary() else _mute
+        layout = Layout(Path(out) if out is not None else Path("runs") / cfg.name)
+        stop = StopRequest(lookout)
+        _, programs = keep_programs()
+        mesh = make_mesh(cfg.mesh)
+        processes.require_share(mesh)
+        cfg = resolve(cfg, layout)
+        rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
+        with layout.locked() if processes.primary() else contextlib.nullcontext():
+            new = not layout.resolved.is_file()
+            cfg = claim(cfg, layout) if processes.primary() else cfg
+            try:
+                parts = _prepared(cfg, layout, say, like)
+                for line in [*describe(parts.cfg), *_sizes(parts, mesh), f"programs   {programs}"]:
+                    say(line)
+                with jax.set_mesh(mesh):
+                    watchdog = Watchdog(cfg.watch.step_timeout)
+                    session = Session(parts, layout, mesh, say, allow_older, stop=stop, watchdog=watchdog)
+                    with session.telemetry, session.events, session.store:
+                        train(session)
+            except Exception:
+                if new and processes.primary():
+                    forget(layout)
+                raise
+    if stop.signal is signal.SIGINT:
         raise KeyboardInterrupt(f"`jaxlm train {layout.path}` goes on")
     return Run.load(layout.path)
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _mute(line: str) -> None:
+    pass
+
+
+def _prepared(cfg: RunConfig, layout: Layout, say: Say, like: Run | None) -> Parts:
+    """The parts of a run. In a cluster process 0 makes them, while the others wait; then they load them."""
+    manifest = None if like is None else like.manifest
+    if processes.primary():
+        parts = prepare(cfg, layout, say=say, like=manifest)
+    processes.barrier("prepared")
+    if not processes.primary():
+        parts = prepare(cfg, layout, say=say, like=manifest)
+    prints = processes.gathered("config", config_fingerprint(parts.cfg))
+    if len(set(prints)) > 1:
+        found = ", ".join(f"{print_[:12]} in process {index}" for index, print_ in enumerate(prints))
+        raise InputError(f"{layout.path}: expected one config in all processes, found {found}; start all with one command line")
+    return parts
+
+
+@contextlib.contextmanager
+def _together(cfg: RunConfig) -> Iterator[Lookout | None]:
+    """A lookout over the other processes, if there are any, while a run is trained; all of them reach the end together."""
+    if not processes.several():
+        yield None
+        return
+    lookout = Lookout(heartbeat=cfg.watch.heartbeat)
+    try:
+        yield lookout
+        processes.barrier("end", seconds=cfg.watch.heartbeat)
+    except BaseException as error:
+        lookout.tell(error)
+        raise
+    finally:
+        lookout.close()
 
 
 def _sizes(parts: Parts, mesh: Mesh) -> Iterator[str]:
@@ -98,207 +140,3 @@ def _sizes(parts: Parts, mesh: Mesh) -> Iterator[str]:
     if mesh.size > 1:
         for path, dims, shape, layout, size in rules(cfg).table(named_leaves(param_specs(cfg.model)), cfg.mesh):
             yield f"  {path:<18}{dims:<5}{shape:<20}{layout:<18}{size:>15,} B"
-
-
-def _log(path: Path, keep: Mark | None, expected: str) -> ChainedLog:
-    """The log at `path`, opened to go on. Raises ContractError where it is damaged."""
-    try:
-        return ChainedLog(path, keep=keep)
-    except ValueError as error:
-        remedy = "Restore it from a copy, or start a new run."
-        raise ContractError("telemetry", artifact=path, expected=expected, found=str(error), remedy=remedy) from None
-
-
-class _Session:
-    """One process's share of a run: from where the run stands to its end, or to a request to stop."""
-
-    def __init__(self, parts: Parts, layout: Layout, mesh: Mesh, say: Say, allow_older: bool):
-        self.parts, self.cfg, self.layout, self.mesh, self.say = parts, parts.cfg, layout, mesh, say
-        cfg = self.cfg
-        self.environment = environment(
-            mesh_shape=dict(mesh.shape), grad_accum=cfg.train.grad_accum, precision=cfg.train.precision
-        )
-        self.model = model_manifest(cfg.model, parts.tokenizer.manifest)
-        keep = cfg.checkpoint
-        self.store = CheckpointStore(
-            layout.checkpoints, keep_last=keep.keep_last, keep_best=keep.keep_best, asynchronous=keep.asynchronous, clean=True
-        )
-        self.stop = StopRequest()
-        self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
-        self.differing: list[str] = []
-        if self.manifest is not None:
-            self._require_same_parts(self.manifest)
-        self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
-        self.events = _log(layout.events, None, "a whole log")
-        self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
-
-    def _require_same_parts(self, manifest: Manifest) -> None:
-        """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
-        for part in (self.parts.tokenizer.manifest, self.parts.data.manifest):
-            check(part, manifest)
-        recorded = Manifest.from_json(manifest.facts["model"], artifact=self.layout.manifest)
-        if recorded.fingerprint != self.model.fingerprint:
-            raise ContractError(
-                "model",
-                artifact=self.layout.manifest,
-                expected=f"model {recorded.fingerprint}",
-                found=f"model {self.model.fingerprint}",
-                remedy="Use the version of jaxlm that the run was made with.",
-            )
-
-    # ---- before the first step -----------------------------------------------------------------------------------
-
-    def _restored(self, allow_older: bool) -> tuple[TrainState, Mark]:
-        like = abstract_state(self.cfg, self.mesh)
-        expect = {"tokenizer": self.parts.tokenizer.fingerprint, "data": self.parts.data.manifest.fingerprint}
-        if self.manifest is not None:
-            expect["run"] = self.manifest.fingerprint
-        state, manifest = self.store.restore(like, allow_older=allow_older, expect=expect)
-        self.differing = differences(manifest.facts["environment"], self.environment)
-        self.say(f"resuming at step {manifest.facts['step']} from {self.store.path(manifest.facts['step'])}")
-        for line in self.differing:
-            self.say(f"  another environment, so equal bits are not promised: {line}")
-        if not self.environment["deterministic"]:
-            self.say("  sums of this device come in any order, so equal bits are not promised; set")
-            self.say("  XLA_FLAGS=--xla_gpu_deterministic_ops=true from the first step on")
-        return state, Mark(**manifest.facts["telemetry"])
-
-    def batch(self, step: int) -> Batch:
-        """The batch of the step that follows `step` steps done: a pure function of config and data."""
-        cfg = self.cfg
-        return batch(
-            self.parts.data.train,
-            step=step,
-            seed=cfg.data.order_seed,
-            batch_size=cfg.train.batch_size,
-            context_length=cfg.model.context_length,
-        )
-
-    def check(self, made: Batch, step: int) -> None:
-        """The batch contract, every step."""
-        cfg = self.cfg
-        check_batch(
-            made,
-            vocab_size=cfg.model.vocab_size,
-            context_length=cfg.model.context_length,
-            min_supervised=cfg.data.min_supervised,
-            label=f"batch of step {step + 1}",
-        )
-
-    def probe(self) -> dict[str, Probe]:
-        """Run every static probe on the state that is about to be trained; raise at the first that fails."""
-        began, step = time.monotonic(), int(self.state.step)
-        self.say("probes     compiling and running, before the first step")
-        first = self.batch(step)
-        self.check(first, step)
-        where = self.layout.path
-        results = [require(batch_is_pure(self.batch, step), artifact=where)]
-        for result in run_probes(self.cfg, self.mesh, self.state.params, first, fresh=step == 0):
-            results.append(require(result, artifact=where))
-        seconds = time.monotonic() - began
-        self.say(f"probes     {len(results)} passed in {duration(seconds)}")
-        self.event("probes", step=step, seconds=seconds, results={p.name: p.fact() for p in results})
-        return {p.name: p for p in results}
-
-    def event(self, event: str, **fields: Any) -> None:
-        """One line in the event log."""
-        clean = {k: number(v) if isinstance(v, float) else v for k, v in fields.items()}
-        self.events.append({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **clean})
-
-    # ---- the loop ------------------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        """From the state's step to the last one."""
-        cfg, step = self.cfg, int(self.state.step)
-        if step >= cfg.train.steps:
-            self.say(f"{self.layout.path} has its {cfg.train.steps} steps; nothing is left to train")
-            return
-        self.event("start", step=step, environment=self.environment, differing=self.differing)
-        with self.stop:
-            probes = self.probe()
-            if self.manifest is None:
-                self.manifest = self._promise(probes)
-            progress = Progress(steps=cfg.train.steps, tokens_per_step=cfg.tokens_per_step, watch=cfg.watch)
-            with progress, Prefetcher(self.batch, start=step, stop=cfg.train.steps, depth=cfg.data.prefetch) as batches:
-                progress.start(step)
-                began = time.monotonic()
-                for step, made in batches:
-                    self._step(step, made, progress)
-                    if self.stop.signal is not None:
-                        break
-                done = int(self.state.step)
-                self.store.wait()
-                if self.store.latest() != done:
-                    self._save(done, None)
-                    self.store.wait()
-        self.event("end", step=done, seconds=time.monotonic() - began, signal=self.stop.signal and self.stop.signal.name)
-        if self.stop.signal is not None:
-            self.say(f"stopped at step {done}, saved; `jaxlm train {self.layout.path}` goes on")
-
-    def _promise(self, probes: dict[str, Probe]) -> Manifest:
-        manifest = run_manifest(
-            self.cfg,
-            tokenizer=self.parts.tokenizer.manifest,
-            data=self.parts.data.manifest,
-            probes={name: probe.fact() for name, probe in probes.items()},
-            provenance={"environment": self.environment, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
-            files={self.layout.resolved.name: FileRecord.of(self.layout.resolved)},
-        )
-        manifest.save(self.layout.path)
-        return manifest
-
-    def _step(self, step: int, made: Batch, progress: Progress) -> None:
-        cfg = self.cfg
-        self.check(made, step)
-        self.state, telemetry = train_step(self.state, put_batch(made, cfg, self.mesh))
-        record = record_of(telemetry, labels_bytes=label_bytes(made.labels, made.loss_mask, self.parts.tokenizer.byte_lengths))
-        step += 1
-        last = step == cfg.train.steps
-        validation = self._validate(step, progress) if last or step % cfg.eval.every == 0 else None
-        if validation is not None:
-            record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
-        record["batch_crc"] = batch_crc(made)
-        self.telemetry.append(record)
-        progress.step(record)
-        if record["skipped"]:
-            self.event("skipped", step=step, nonfinite=record["nonfinite"])
-            if record["skipped"] >= cfg.train.max_skipped:
-                raise ContractError(
-                    "step",
-                    artifact=f"{self.layout.telemetry} line {step}",
-                    expected=f"fewer than {cfg.train.max_skipped} steps in a row without a finite gradient",
-                    found=f"{record['skipped']}, the last one in {record['nonfinite'] or 'the loss'}",
-                    remedy=f"The last durable step is {self.store.latest()}; look at the telemetry, lower --optim.lr.",
-                )
-        self.store.poll()
-        if last or step % cfg.checkpoint.every == 0:
-            self._save(step, validation)
-
-    def _validate(self, step: int, progress: Progress) -> Validation:
-        began = time.monotonic()
-        validation = validate(self.state.params, self.parts, self.mesh)
-        self.event("validation", step=step, seconds=time.monotonic() - began, **validation._asdict())
-        progress.note(f"step {step}: validation loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte")
-        return validation
-
-    def _save(self, step: int, validation: Validation | None) -> None:
-        began = time.monotonic()
-        self.telemetry.sync()
-        assert self.manifest is not None
-        facts = {
-            "config_fingerprint": config_fingerprint(self.cfg),
-            "spec_sha256": self.model.facts["spec_sha256"],
-            "data_cursor": step,
-            "telemetry": self.telemetry.mark._asdict(),
-            "environment": self.environment,
-        }
-        parents = {
-            "tokenizer": self.parts.tokenizer.fingerprint,
-            "data": self.parts.data.manifest.fingerprint,
-            "model": self.model.fingerprint,
-            "run": self.manifest.fingerprint,
-        }
-        metric = validation.loss if validation is not None and np.isfinite(validation.loss) else None
-        provenance = {"events": self.events.mark._asdict()}  # with times in it: no part of the fingerprint
-        self.store.save(self.state, step, facts=facts, parents=parents, metric=metric, provenance=provenance)
-        self.event("save", step=step, seconds=time.monotonic() - began)

@@ -18,6 +18,7 @@ from jaxlm.config.schema import RunConfig
 from jaxlm.contract import ContractError
 from jaxlm.data import Batch
 from jaxlm.model import Params
+from jaxlm.parallel import processes
 from jaxlm.train.state import TrainState, abstract_state, policy, put_batch
 from jaxlm.train.step import apply_gradients, batch_logits, compute_gradients, score
 
@@ -70,12 +71,12 @@ class Bench:
     def forward(self, batch: Batch, params: Params | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits [B, T, V] and negative log likelihoods [B, T], float32, with the run's parameters or others."""
         logits, nll = self._forward(self.params if params is None else params, put_batch(batch, self.cfg, self.mesh))
-        return np.asarray(logits, np.float32), np.asarray(nll)
+        return processes.whole(logits).astype(np.float32), processes.whole(nll)
 
     def score_without_dropout(self, batch: Batch) -> np.ndarray:
         """Negative log likelihoods [B, T] of the same model, compiled from a config whose dropout is 0."""
         cfg = dataclasses.replace(self.cfg, model=dataclasses.replace(self.cfg.model, dropout=0.0))
-        return np.asarray(self._forward_function(cfg)(self.params, put_batch(batch, self.cfg, self.mesh))[1])
+        return processes.whole(self._forward_function(cfg)(self.params, put_batch(batch, self.cfg, self.mesh))[1])
 
     def logits(self, batch: Batch) -> jax.Array:
         """Logits [B, T, V], left on the device: at the full context they are large."""
@@ -83,7 +84,7 @@ class Bench:
 
     def differ(self, first: jax.Array, second: jax.Array) -> np.ndarray:
         """Where two arrays of logits differ in any bit, bool [B, T]."""
-        return np.asarray(self._differ(first, second))
+        return processes.whole(self._differ(first, second))
 
     def gradients(self, batch: Batch, accum: int | None = None) -> Any:
         """`compute_gradients` with the run's accumulation, or another."""

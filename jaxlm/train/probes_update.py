@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm.data import Batch
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim import schedule_of
+from jaxlm.parallel import processes
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.state import TrainState, policy, put_batch
@@ -23,7 +24,7 @@ from jaxlm.watch import Telemetry, first_nonfinite
 
 def _equal_bits(a: Any, b: Any) -> bool:
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(np.asarray(x), np.asarray(y), equal_nan=True) for x, y in leaves)
+    return all(np.array_equal(processes.whole(x), processes.whole(y), equal_nan=True) for x, y in leaves)
 
 
 def masked_labels(bench: Bench) -> Probe:
@@ -47,7 +48,7 @@ def accumulation(bench: Bench) -> Probe:
     ragged = bench.batch._replace(loss_mask=bench.batch.loss_mask & keep)
     whole, parts = bench.gradients(ragged, 1), bench.gradients(ragged, bench.accum)
     leaves = zip(jax.tree.leaves(whole.grads), jax.tree.leaves(parts.grads), strict=True)
-    arrays = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in leaves]
+    arrays = [(processes.whole(a).astype(np.float64), processes.whole(b).astype(np.float64)) for a, b in leaves]
     squares = [(float(np.square(a - b).sum()), float(np.square(a).sum())) for a, b in arrays]
     error = (sum(d for d, _ in squares) / max(sum(s for _, s in squares), 1e-30)) ** 0.5
     same_count = float(whole.sums.count) == float(parts.sums.count)
@@ -66,7 +67,7 @@ def decay_touches_declared(bench: Bench) -> Probe:
     gradients = bench.gradients(bench.batch)
     still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))
     after, _ = bench.apply(state, still)
-    moved = {name for name, leaf in named_leaves(after.params).items() if (np.asarray(leaf) != 1.0).any()}
+    moved = {name for name, leaf in named_leaves(after.params).items() if (processes.whole(leaf) != 1.0).any()}
     names = named_leaves(ones)
     rate = cfg.lr if cfg.warmup_steps else float(schedule_of(cfg, bench.cfg.train.steps)(made))
     # Below 1 the float32 numbers are 2**-24 apart, so 1 - x rounds to 1 up to half of that (a tie goes to 1, the even one).
@@ -80,9 +81,9 @@ def decay_touches_declared(bench: Bench) -> Probe:
 
 def _poisoned(leaf: jax.Array) -> jax.Array:
     """`leaf` with its first element NaN, laid out as before."""
-    array = np.array(leaf)
+    array = np.array(processes.whole(leaf))
     array.flat[0] = np.nan
-    return jax.device_put(array, leaf.sharding)
+    return processes.put(array, leaf.sharding)
 
 
 def planted_nan(bench: Bench) -> Probe:
@@ -96,7 +97,7 @@ def planted_nan(bench: Bench) -> Probe:
     bad = gradients._replace(grads=jax.tree.unflatten(jax.tree.structure(gradients.grads), leaves.values()))
     state = bench.state(bench.params)
     held, telemetry = bench.apply(state, bad)
-    seen = not bool(telemetry.finite) and first_nonfinite(jax.device_get(telemetry)).startswith(path)
+    seen = not bool(telemetry.finite) and first_nonfinite(processes.whole(telemetry)).startswith(path)
     kept = _equal_bits((held.params, held.opt_state), (state.params, state.opt_state))
     after, healthy = bench.apply(held, gradients)
     moves = bool(healthy.finite) and not _equal_bits(after.params, state.params)
@@ -113,7 +114,7 @@ def _one_step(bench: Bench) -> tuple[TrainState, Telemetry]:
         one = jax.device_put(np.ones((), np.float32), state.loss_scale.scale.sharding)
         state = dataclasses.replace(state, loss_scale=dataclasses.replace(state.loss_scale, scale=one))
     after, telemetry = step.train_step(state, put_batch(bench.full, bench.cfg, bench.mesh))
-    return jax.device_get((dataclasses.replace(after, key=jax.random.key_data(after.key)), telemetry))
+    return processes.whole((dataclasses.replace(after, key=jax.random.key_data(after.key)), telemetry))
 
 
 def _scored(bench: Bench) -> float:
@@ -123,7 +124,7 @@ def _scored(bench: Bench) -> float:
     for first in range(0, len(bench.full.tokens), rows):
         micro = Batch(*(x[first : first + rows] for x in bench.full))
         nll = step.score_step(bench.params, put_batch(micro, bench.cfg, bench.mesh), bench.cfg)
-        total += float(np.asarray(nll, np.float64).sum())
+        total += float(processes.whole(nll).astype(np.float64).sum())
     return total / int(bench.full.loss_mask.sum())
 
 

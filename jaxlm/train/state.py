@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -18,7 +19,7 @@ from jaxlm.config.schema import RunConfig
 from jaxlm.model import POLICIES, LossScale, Params, Policy, init_params, param_specs
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim import optimizer_of
-from jaxlm.parallel import AxisRules, rules_of
+from jaxlm.parallel import AxisRules, processes, rules_of
 from jaxlm.parallel.rules import sharding
 
 
@@ -88,7 +89,19 @@ def initial_state(cfg: RunConfig, mesh: Mesh) -> TrainState:
     return jax.jit(lambda: TrainState.create(cfg), out_shardings=shardings)()
 
 
-def put_batch(batch: Any, cfg: RunConfig, mesh: Mesh) -> Any:
-    """A batch of NumPy arrays [B, T] on the devices of `mesh`, laid out by the rules."""
+def put_batch(batch: Any, cfg: RunConfig, mesh: Mesh, *, rows: np.ndarray | None = None) -> Any:
+    """A batch of NumPy arrays [B, T] on the devices of `mesh`, laid out by the rules.
+
+    Every process gives the same whole batch; or, with `rows`, only these rows of a training batch, those of `batch_rows`.
+    """
     layout = NamedSharding(mesh, rules(cfg).activation("BT"))
-    return jax.tree.map(lambda array: jax.device_put(array, layout), batch)
+    length = cfg.train.batch_size
+    return jax.tree.map(lambda array: processes.put(array, layout, rows=rows, length=length), batch)
+
+
+def batch_rows(cfg: RunConfig, mesh: Mesh) -> np.ndarray | None:
+    """The rows of a training batch that this process reads, ascending; None for all, where it is the only process."""
+    if not processes.several():
+        return None
+    layout = NamedSharding(mesh, rules(cfg).activation("BT"))
+    return processes.rows_needed(layout, (cfg.train.batch_size, cfg.model.context_length))

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxlm.config.schema import RunConfig
 from jaxlm.data import Batch
-from jaxlm.model import BlockStats, LossSums, Mask, Params, hidden, loss_sums, project, token_nll
+from jaxlm.model import BlockStats, LossSums, Mask, Params, head_loss, head_nll, hidden, project
 from jaxlm.optim import schedule_of
 from jaxlm.train.state import TrainState, optimizer, policy, rules
 from jaxlm.watch import Telemetry, leaf_norms, total_norm
@@ -32,14 +31,27 @@ class Gradients(NamedTuple):
     stats: BlockStats
 
 
-def batch_logits(
+def _options(cfg: RunConfig) -> dict[str, Any]:
+    return {"policy": policy(cfg), "rules": rules(cfg)}
+
+
+def _activations(
     params: Params, batch: Batch, cfg: RunConfig, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, BlockStats]:
-    """Logits over the padded vocabulary, [B, T, V], of a packed batch, and the statistics of the layers."""
+    """The last activations of a packed batch, [B, T, D], and the statistics of the layers."""
     mask = Mask.packed(batch.segments, batch.positions, window=cfg.model.window)
-    options: dict[str, Any] = {"policy": policy(cfg), "rules": rules(cfg)}
-    x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, dropout_key=dropout_key, remat=cfg.train.remat, **options)
-    return project(params, x_BTD, cfg.model, **options), stats
+    options = {**_options(cfg), "dropout_key": dropout_key, "remat": cfg.train.remat}
+    x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, **options)
+    return x_BTD, stats
+
+
+def batch_logits(params: Params, batch: Batch, cfg: RunConfig) -> tuple[jax.Array, BlockStats]:
+    """Logits over the padded vocabulary, [B, T, V], of a packed batch, and the statistics of the layers, without dropout.
+
+    For the probes, which look at logits; training and scoring never hold those of a whole batch.
+    """
+    x_BTD, stats = _activations(params, batch, cfg)
+    return project(params, x_BTD, cfg.model, **_options(cfg)), stats
 
 
 def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scale: jax.Array, key: jax.Array) -> Gradients:
@@ -51,18 +63,25 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
     """
     positions = batch.tokens.size
     accum = cfg.train.grad_accum
+    loss_options = {**_options(cfg), "chunk": cfg.train.loss_chunk, "z_loss": cfg.train.z_loss, "scale": loss_scale / positions}
 
     def objective(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, tuple[LossSums, BlockStats]]:
-        logits_BTV, stats = batch_logits(params, micro, cfg, key if cfg.model.dropout else None)
-        sums = loss_sums(logits_BTV, micro.labels, micro.loss_mask)
-        return (sums.nll + cfg.train.z_loss * sums.z) * (loss_scale / positions), (sums, stats)
+        x_BTD, stats = _activations(params, micro, cfg, key if cfg.model.dropout else None)
+        objective, sums = head_loss(params, x_BTD, micro.labels, micro.loss_mask, cfg.model, **loss_options)
+        return objective, (sums, stats)
 
     gradient = jax.grad(objective, has_aux=True)
     if accum == 1:
         grads, (sums, stats) = gradient(params, batch, jax.random.fold_in(key, 0))
     else:
         # Micro-batch a is rows a, a + A, ...: the rows of a device stay on it.
-        micro_ABT = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // accum, accum, *x.shape[1:]), 0, 1), batch)
+        # Said, not derived: of one row in a micro-batch jax would lay the batch's mesh axes on A.
+        layout = None if jax.sharding.get_abstract_mesh().empty else rules(cfg).activation("BAT")
+
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(jnp.reshape(x, (x.shape[0] // accum, accum, *x.shape[1:]), out_sharding=layout), 0, 1)
+
+        micro_ABT = jax.tree.map(cut, batch)
 
         def add(total: tuple, scanned: tuple) -> tuple[tuple, BlockStats]:
             micro, index = scanned
@@ -79,18 +98,19 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
 
 
 def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState, Telemetry]:
-    """Update the state where everything is finite, and report the step."""
+    """Update the state where everything is finite, and report the step.
+
+    An update that alone is not finite, by a rate out of all bounds, is not added either; the moments, which it does not
+    enter, have moved on then. Asking for its norm before they move would keep a second copy of them.
+    """
     cfg = state.cfg
     sums, norms = gradients.sums, leaf_norms(gradients.grads)
     loss, grad_norm = sums.nll / sums.count, total_norm(norms)
-    updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params)
+    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params, norm=grad_norm, applied=applied)
     update_norm = total_norm(leaf_norms(updates))
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-
-    def gate(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-
-    params = gate(optax.apply_updates(state.params, updates), state.params)
+    finite = applied & jnp.isfinite(update_norm)
+    params = jax.tree.map(lambda p, u: jnp.where(finite, p + u, p), state.params, updates)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     telemetry = Telemetry(
         step=state.step + 1,
@@ -111,7 +131,7 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
         state,
         step=state.step + 1,
         params=params,
-        opt_state=gate(opt_state, state.opt_state),
+        opt_state=opt_state,
         loss_scale=state.loss_scale.next(finite, policy(cfg)),
         skipped=skipped,
     )
@@ -130,8 +150,8 @@ train_step = jax.jit(_train_step, donate_argnames="state")
 
 def score(params: Params, batch: Batch, cfg: RunConfig) -> jax.Array:
     """Negative log likelihood of each label in nats, float32 [B, T], without dropout; exactly 0 where not supervised."""
-    logits_BTV, _ = batch_logits(params, batch, cfg)
-    nll_BT, _ = token_nll(logits_BTV, batch.labels)
+    x_BTD, _ = _activations(params, batch, cfg)
+    nll_BT = head_nll(params, x_BTD, batch.labels, cfg.model, chunk=cfg.train.loss_chunk, **_options(cfg))
     return jnp.where(batch.loss_mask, nll_BT, 0.0)
 
 

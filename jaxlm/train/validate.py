@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxlm.config.schema import RunConfig
 from jaxlm.data import validation_batches
 from jaxlm.model import Params
+from jaxlm.parallel import processes
 from jaxlm.train.prepare import Parts
 from jaxlm.train.state import put_batch
 from jaxlm.train.step import score_step
@@ -41,7 +42,7 @@ def validate(params: Params, parts: Parts, mesh: Mesh) -> Validation:
         parts.data.val, batch_size=rows, context_length=cfg.model.context_length, limit=cfg.eval.batches
     )
     for batch in batches:
-        nll += float(np.asarray(score_step(params, put_batch(batch, cfg, mesh), cfg), np.float64).sum())
+        nll += float(processes.whole(score_step(params, put_batch(batch, cfg, mesh), cfg)).astype(np.float64).sum())
         labels += int(batch.loss_mask.sum())
         size += label_bytes(batch.labels, batch.loss_mask, parts.tokenizer.byte_lengths)
     return Validation(nll / labels, nll / (math.log(2) * size), labels)

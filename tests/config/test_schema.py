@@ -219,6 +219,7 @@ def test_a_field_enters_the_fingerprint_unless_it_changes_no_number(name):
 def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
         "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "train.remat",
+        "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.rules",
         "watch.live", "watch.print_every", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
         "watch.heartbeat",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.asynchronous",

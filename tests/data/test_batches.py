@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.contract import InputError
-from jaxlm.data import Batch, batch, batch_crc, check_batch, validation_batches
+from jaxlm.data import Batch, batch, batch_crc, check_batch, row_crcs, validation_batches
 from jaxlm.data.batches import rows_of
 
 LENGTHS = st.lists(st.integers(2, 20), min_size=1, max_size=12)
@@ -87,17 +87,22 @@ def numbered(make_stream):
     return stream, rows
 
 
-def taken(numbered, steps, *, batch_size, seed=0, hosts=1):
-    """Numbers of the rows that the steps take, hosts joined in order."""
+def shares(batch_size, processes):
+    """The rows of a batch, cut into as many parts."""
+    return np.array_split(np.arange(batch_size), processes)
+
+
+def taken(numbered, steps, *, batch_size, seed=0, processes=1):
+    """Numbers of the rows that the steps take, the parts of the processes joined in order."""
     stream, rows = numbered
-    options = {"seed": seed, "batch_size": batch_size, "context_length": 8, "hosts": hosts}
-    made = [batch(stream, step=s, host=h, **options) for s in steps for h in range(hosts)]
+    options = {"seed": seed, "batch_size": batch_size, "context_length": 8}
+    made = [batch(stream, step=s, rows=part, **options) for s in steps for part in shares(batch_size, processes)]
     return [rows.index(tuple(row)) for one in made for row in one.tokens.tolist()]
 
 
-@pytest.mark.parametrize(("batch_size", "hosts"), [(1, 1), (4, 1), (4, 2), (6, 3), (8, 8), (23, 1), (22, 2)])
-def test_an_epoch_takes_every_row_once_whatever_the_batch_and_the_hosts(numbered, batch_size, hosts):
-    order = taken(numbered, range(3 * 23), batch_size=batch_size, hosts=hosts)
+@pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (4, 1), (4, 2), (6, 3), (8, 8), (23, 1), (22, 3)])
+def test_an_epoch_takes_every_row_once_whatever_the_batch_and_the_processes(numbered, batch_size, processes):
+    order = taken(numbered, range(3 * 23), batch_size=batch_size, processes=processes)
     epochs = [order[e * 23 : (e + 1) * 23] for e in range(3)]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -105,14 +110,15 @@ def test_an_epoch_takes_every_row_once_whatever_the_batch_and_the_hosts(numbered
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10**6), st.integers(0, 2**31), st.sampled_from([(2, 2), (6, 2), (6, 3), (12, 4), (20, 5)]))
-def test_the_hosts_together_have_the_batch_of_one_host(numbered, step, seed, shape):
-    (stream, _), (size, hosts) = numbered, shape
+@given(st.integers(0, 10**6), st.integers(0, 2**31), st.integers(1, 20), st.randoms(use_true_random=False))
+def test_rows_of_a_batch_are_those_of_the_whole_batch_whichever_are_asked_for(numbered, step, seed, size, random):
+    stream, _ = numbered
     options = {"step": step, "seed": seed, "batch_size": size, "context_length": 8}
     whole = batch(stream, **options)
-    parts = [batch(stream, **options, host=host, hosts=hosts) for host in range(hosts)]
-    for name, *pieces in zip(Batch._fields, *parts, strict=True):
-        assert (np.concatenate(pieces) == getattr(whole, name)).all()
+    rows = np.array(random.choices(range(size), k=random.randint(1, size)))
+    part = batch(stream, **options, rows=rows)
+    for name in Batch._fields:
+        assert (getattr(part, name) == getattr(whole, name)[rows]).all()
     again = batch(stream, **options)
     assert all((a == b).all() for a, b in zip(whole, again, strict=True))
     check_batch(whole, vocab_size=100, context_length=8)
@@ -137,18 +143,21 @@ def test_a_corpus_smaller_than_one_batch_is_refused(numbered):
         batch(numbered[0], step=0, seed=0, batch_size=24, context_length=8)
 
 
-@pytest.mark.parametrize(("size", "host", "hosts"), [(5, 0, 2), (4, 2, 2), (4, -1, 2)])
-def test_shares_that_do_not_come_out_even_are_refused(numbered, size, host, hosts):
-    with pytest.raises(ValueError, match=f"divisible by hosts .* found {size}, {hosts}, {host}"):
-        batch(numbered[0], step=0, seed=0, batch_size=size, context_length=8, host=host, hosts=hosts)
+@pytest.mark.parametrize("rows", [[4], [-1, 0], []])
+def test_rows_that_a_batch_does_not_have_are_refused(numbered, rows):
+    with pytest.raises(ValueError, match="expected rows from 0 to 3, at least one"):
+        batch(numbered[0], step=0, seed=0, batch_size=4, context_length=8, rows=np.array(rows, int))
 
 
 # ---- checksum ------------------------------------------------------------------------------------------------------
 
 
-def test_the_checksum_is_that_of_all_bytes_in_order(numbered):
+def test_the_checksum_is_that_of_all_bytes_of_the_rows_in_order(numbered):
     made = batch(numbered[0], step=3, seed=1, batch_size=4, context_length=8)
-    assert batch_crc(made) == zlib.crc32(b"".join(array.tobytes() for array in made))
+    rows = [zlib.crc32(b"".join(array[row].tobytes() for array in made)) for row in range(4)]
+    assert batch_crc(made) == zlib.crc32(b"".join(crc.to_bytes(4, "little") for crc in rows))
+    parts = [row_crcs(Batch(*(array[first : first + 2] for array in made))) for first in (0, 2)]
+    assert batch_crc(np.concatenate(parts)) == batch_crc(made) != batch_crc(np.concatenate(parts[::-1]))
     assert batch_crc(made) == batch_crc(Batch(*(np.asfortranarray(array) for array in made)))
     for name in Batch._fields:
         other = getattr(made, name).copy()

@@ -82,9 +82,9 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_taken_when_asked_for(r
 
 
 def test_another_environment_is_said_field_by_field(halted, config, monkeypatch):
-    loop = importlib.import_module("jaxlm.train.fit")
-    real = loop.environment
-    monkeypatch.setattr(loop, "environment", lambda **k: {**real(**k), "jax": "0.0.1"})
+    session = importlib.import_module("jaxlm.train.session")
+    real = session.environment
+    monkeypatch.setattr(session, "environment", lambda **k: {**real(**k), "jax": "0.0.1"})
     said = []
     fit(config, out=halted, say=said.append)
     assert any("another environment" in line and "jax: saved" in line and "now 0.0.1" in line for line in said)
@@ -201,9 +201,9 @@ def test_the_step_of_an_opened_run_stays_when_a_newer_checkpoint_comes(finished,
 
 
 def test_a_gpu_without_deterministic_sums_promises_no_equal_bits(halted, config, monkeypatch):
-    loop = importlib.import_module("jaxlm.train.fit")
-    real = loop.environment
-    monkeypatch.setattr(loop, "environment", lambda **k: {**real(**k), "deterministic": False})
+    session = importlib.import_module("jaxlm.train.session")
+    real = session.environment
+    monkeypatch.setattr(session, "environment", lambda **k: {**real(**k), "deterministic": False})
     said = []
     fit(config, out=halted, say=said.append)
     assert any("xla_gpu_deterministic_ops" in line for line in said)

@@ -29,6 +29,13 @@ def config(**sections):
     return schema.RunConfig(**parts)
 
 
+@pytest.fixture(autouse=True)
+def on_a_mesh():
+    """As in a run: batches are laid out on the mesh, and what reads them has to know it."""
+    with jax.set_mesh(make_mesh(schema.MeshConfig())):
+        yield
+
+
 def real_batch(rows=4, length=512):
     rng = np.random.default_rng(3)
     ids = rng.integers(0, 50, (rows, length + 1), dtype=np.int32)
@@ -106,8 +113,9 @@ def test_decay_too_small_to_be_seen_is_not_asked_for_and_the_rest_is(schedule, w
 @pytest.fixture(scope="module")
 def prepared():
     """Gradients and a state, compiled once for all optimizers."""
-    made = bench()
-    return made.gradients(made.batch), made.state(made.params)
+    with jax.set_mesh(make_mesh(schema.MeshConfig())):
+        made = bench()
+        return made.gradients(made.batch), made.state(made.params)
 
 
 @pytest.mark.parametrize("width", [512, 768])
@@ -193,9 +201,8 @@ def test_a_leak_that_begins_past_the_first_positions_is_seen(monkeypatch):
 
     monkeypatch.setattr(attention, "packed", late)
     assert failed(forward.causality(bench()))
-    sharded = bench(CONFIGS["fsdp"])
-    with jax.set_mesh(sharded.mesh):
-        assert failed(forward.causality(sharded))
+    with jax.set_mesh(make_mesh(CONFIGS["fsdp"].mesh)):
+        assert failed(forward.causality(bench(CONFIGS["fsdp"])))
 
 
 def test_a_window_of_another_length_is_seen(monkeypatch):
@@ -219,7 +226,7 @@ def test_documents_that_see_each_other_are_seen(monkeypatch):
 
     real = attention.packed
     monkeypatch.setattr(
-        attention, "packed", lambda s, p, *, window=0: real(jnp.minimum(s, 1), jnp.cumsum(jnp.ones_like(s), 1) - 1)
+        attention, "packed", lambda s, p, *, window=0: real(jnp.minimum(s, 1), 0 * s + jnp.arange(s.shape[1])[None, :])
     )
     assert failed(forward.documents_isolated(bench()))
 
@@ -284,19 +291,24 @@ def test_an_embedding_that_is_sixty_times_too_large_is_seen():
 
 
 def test_masked_labels_that_count_are_seen(monkeypatch):
-    real = step.loss_sums
-    monkeypatch.setattr(step, "loss_sums", lambda logits, labels, mask: real(logits, labels, jnp.ones_like(mask)))
+    real = step.head_loss
+
+    def counting_all(params, x, labels, mask, cfg, **options):
+        return real(params, x, labels, jnp.ones_like(mask), cfg, **options)
+
+    monkeypatch.setattr(step, "head_loss", counting_all)
     assert failed(update.masked_labels(bench()))
 
 
 def test_a_mean_of_means_is_seen(monkeypatch):
-    real = step.loss_sums
+    real = step.head_loss
 
-    def mean_of_means(logits, labels, mask):
-        sums = real(logits, labels, mask)
-        return dataclasses.replace(sums, nll=sums.nll / sums.count, z=sums.z / sums.count, count=jnp.ones_like(sums.count))
+    def mean_of_means(*args, **options):
+        objective, sums = real(*args, **options)
+        mean = dataclasses.replace(sums, nll=sums.nll / sums.count, z=sums.z / sums.count, count=jnp.ones_like(sums.count))
+        return objective / sums.count, mean
 
-    monkeypatch.setattr(step, "loss_sums", mean_of_means)
+    monkeypatch.setattr(step, "head_loss", mean_of_means)
     assert failed(update.accumulation(bench()))
 
 

@@ -49,6 +49,18 @@ def test_micro_batches_of_ragged_masks_equal_the_whole_batch(batch):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts.grads, whole.grads)
 
 
+def test_blocks_of_the_loss_change_neither_gradients_nor_scores(batch):
+    whole, blocks = config(z_loss=1e-3), config(z_loss=1e-3, grad_accum=2, loss_chunk=5)
+    expected, found = gradients_of(whole, batch), gradients_of(blocks, batch)
+    np.testing.assert_allclose(found.sums.nll, expected.sums.nll, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found.grads, expected.grads)
+    params = TrainState.create(whole).params
+    scores = [score_step(params, batch, cfg) for cfg in (whole, blocks)]
+    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scores[0].sum(), expected.sums.nll, rtol=1e-6)
+    assert (np.asarray(scores[0])[~batch.loss_mask] == 0.0).all()
+
+
 def test_the_gradient_is_that_of_the_mean_over_labels(batch):
     cfg = config()
     grads = gradients_of(cfg, batch).grads

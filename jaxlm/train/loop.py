@@ -1,0 +1,111 @@
+"""The loop on the host: batch, step, telemetry; now and then a validation and a checkpoint.
+
+It does no arithmetic that enters the numbers: those are in the step.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from jaxlm.contract import ContractError
+from jaxlm.data import Batch, Prefetcher
+from jaxlm.parallel import processes
+from jaxlm.train.probes import Probe, require, run_probes
+from jaxlm.train.probes_forward import batch_is_pure
+from jaxlm.train.session import Session
+from jaxlm.train.validate import Validation, validate
+from jaxlm.watch import Progress, duration, number, record_of
+
+
+def train(session: Session) -> None:
+    """Train a session from its state's step to the last one, or until it is asked to stop."""
+    cfg, step = session.cfg, int(session.state.step)
+    if step >= cfg.train.steps:
+        session.say(f"{session.layout.path} has its {cfg.train.steps} steps; nothing is left to train")
+        return
+    session.event("start", step=step, environment=session.environment, differing=session.differing)
+    if session.relaid is not None:
+        session.event("mesh", step=step, **session.relaid)
+    with session.stop, session.watchdog as watchdog:
+        watchdog.at("the probes")
+        probes = probe(session)
+        if session.manifest is None:
+            session.manifest = session.promise(probes)
+        stream = None if processes.primary() else open(os.devnull, "w")
+        progress = Progress(steps=cfg.train.steps, tokens_per_step=cfg.tokens_per_step, watch=cfg.watch, stream=stream)
+        session.stop.reached(step)
+        with progress, Prefetcher(session.share, start=step, stop=cfg.train.steps, depth=cfg.data.prefetch) as batches:
+            progress.start(step)
+            began = time.monotonic()
+            for step, made in batches:
+                _step(session, step, made, progress)
+                if session.stop.reached(step + 1):
+                    break
+            done = int(session.state.step)
+            watchdog.at("the save at the end")
+            session.store.wait()
+            if session.saved != done:
+                session.save(done, None)
+                session.store.wait()
+    session.event("end", step=done, seconds=time.monotonic() - began, signal=session.stop.signal and session.stop.signal.name)
+    if session.stop.signal is not None:
+        session.say(f"stopped at step {done}, saved; `jaxlm train {session.layout.path}` goes on")
+
+
+def probe(session: Session) -> dict[str, Probe]:
+    """Run every static probe on the state that is about to be trained; raise at the first that fails."""
+    began, step = time.monotonic(), int(session.state.step)
+    session.say("probes     compiling and running, before the first step")
+    first = session.batch(step)
+    session.check(first, step)
+    where = session.layout.path
+    results = [require(batch_is_pure(session.batch, step), artifact=where)]
+    for result in run_probes(session.cfg, session.mesh, session.state.params, first, fresh=step == 0):
+        results.append(require(result, artifact=where))
+    seconds = time.monotonic() - began
+    session.say(f"probes     {len(results)} passed in {duration(seconds)}")
+    session.event("probes", step=step, seconds=seconds, results={p.name: p.fact() for p in results})
+    return {p.name: p for p in results}
+
+
+def _step(session: Session, step: int, made: Batch, progress: Progress) -> None:
+    cfg = session.cfg
+    session.watchdog.at("step", step + 1)
+    session.check(made, step)
+    facts = session.facts(made, step)
+    session.state, telemetry = session.guard.step(session.state, session.put(made), step + 1)
+    record = record_of(telemetry, labels_bytes=facts.bytes)
+    step += 1
+    last = step == cfg.train.steps
+    validation = _validate(session, step, progress) if last or step % cfg.eval.every == 0 else None
+    if validation is not None:
+        record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
+    record["batch_crc"] = facts.crc
+    session.telemetry.append(record)
+    progress.step(record)
+    if record["skipped"]:
+        session.event("skipped", step=step, nonfinite=record["nonfinite"])
+        if record["skipped"] >= cfg.train.max_skipped:
+            raise ContractError(
+                "step",
+                artifact=f"{session.layout.telemetry} line {step}",
+                expected=f"fewer than {cfg.train.max_skipped} steps in a row without a finite gradient",
+                found=f"{record['skipped']}, the last one in {record['nonfinite'] or 'the loss'}",
+                remedy=f"The last durable step is {session.store.latest()}; look at the telemetry, lower --optim.lr.",
+            )
+    session.guard.after(session.state, record)
+    session.store.poll()
+    if last or step % cfg.checkpoint.every == 0:
+        session.watchdog.at("the save of step", step)
+        session.save(step, validation)
+
+
+def _validate(session: Session, step: int, progress: Progress) -> Validation:
+    began = time.monotonic()
+    session.watchdog.at("the validation of step", step)
+    with session.guard.phase("validation", step):
+        validation = validate(session.state.params, session.parts, session.mesh)
+    session.event("validation", step=step, seconds=time.monotonic() - began, **validation._asdict())
+    progress.note(f"step {step}: validation loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte")
+    return validation

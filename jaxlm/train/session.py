@@ -1,0 +1,225 @@
+"""One process's share of a run: the parts, the state, the logs and the checkpoints that the loop works on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxlm.checkpoint import CheckpointStore, differences, environment
+from jaxlm.config.load import config_fingerprint
+from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, check
+from jaxlm.data import Batch, batch, check_batch, check_supervised
+from jaxlm.model import model_manifest
+from jaxlm.parallel import processes
+from jaxlm.run import Layout, run_manifest
+from jaxlm.train.guard import Guard
+from jaxlm.train.prepare import Parts, Say
+from jaxlm.train.probes import Probe
+from jaxlm.train.rows import BatchFacts, batch_facts
+from jaxlm.train.state import TrainState, abstract_state, batch_rows, initial_state, put_batch
+from jaxlm.train.stop import StopRequest
+from jaxlm.train.validate import Validation
+from jaxlm.train.watchdog import Watchdog
+from jaxlm.watch import ChainedLog, Mark, number
+from jaxlm.watch.sinks import START
+
+
+class Session:
+    """A run as one process holds it while it trains, opened where the run stands: at its newest checkpoint, or at step 0."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        layout: Layout,
+        mesh: Mesh,
+        say: Say,
+        allow_older: bool,
+        *,
+        stop: StopRequest,
+        watchdog: Watchdog,
+    ):
+        """In a cluster all processes open the run together, and process 0 alone writes its logs."""
+        self.stop, self.watchdog = stop, watchdog
+        self.parts, self.cfg, self.layout, self.mesh, self.say = parts, parts.cfg, layout, mesh, say
+        cfg = self.cfg
+        self.environment = environment(
+            mesh_shape=dict(mesh.shape), grad_accum=cfg.train.grad_accum, precision=cfg.train.precision
+        )
+        self.guard = Guard(cfg, layout.path, deterministic=self.environment["deterministic"], event=self.event)
+        self.model = model_manifest(cfg.model, parts.tokenizer.manifest)
+        keep = cfg.checkpoint
+        self.store = CheckpointStore(
+            layout.checkpoints, keep_last=keep.keep_last, keep_best=keep.keep_best, asynchronous=keep.asynchronous, clean=True
+        )
+        self.rows = batch_rows(cfg, mesh)
+        self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
+        self.differing: list[str] = []
+        if self.manifest is not None:
+            self._require_same_parts(self.manifest)
+        self.relaid: dict[str, Any] | None = None
+        self.saved: int | None = None  # the newest step that was given to the store, or restored from it
+        self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
+        self._require_one_directory()
+        self.events = _log(layout.events, None, "a whole log")
+        self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
+
+    def _require_same_parts(self, manifest: Manifest) -> None:
+        """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
+        for part in (self.parts.tokenizer.manifest, self.parts.data.manifest):
+            check(part, manifest)
+        recorded = Manifest.from_json(manifest.facts["model"], artifact=self.layout.manifest)
+        if recorded.fingerprint != self.model.fingerprint:
+            raise ContractError(
+                "model",
+                artifact=self.layout.manifest,
+                expected=f"model {recorded.fingerprint}",
+                found=f"model {self.model.fingerprint}",
+                remedy="Use the version of jaxlm that the run was made with.",
+            )
+
+    def _require_one_directory(self) -> None:
+        """Raise InputError where the processes of a cluster do not see the same checkpoints."""
+        found = processes.gathered("restored", str(self.saved))
+        if len(set(found)) > 1:
+            steps = ", ".join(f"{step} in process {index}" for index, step in enumerate(found))
+            raise InputError(
+                f"{self.layout.path}: expected a directory that all processes share, found as its newest step {steps}; "
+                "put the run on a file system that all machines mount"
+            )
+
+    def _restored(self, allow_older: bool) -> tuple[TrainState, Mark]:
+        like = abstract_state(self.cfg, self.mesh)
+        expect = {"tokenizer": self.parts.tokenizer.fingerprint, "data": self.parts.data.manifest.fingerprint}
+        if self.manifest is not None:
+            expect["run"] = self.manifest.fingerprint
+        state, manifest = self.store.restore(like, allow_older=allow_older, expect=expect)
+        self.differing = differences(manifest.facts["environment"], self.environment)
+        self.saved = manifest.facts["step"]
+        if (before := manifest.facts["environment"]["mesh"]) != self.environment["mesh"]:
+            self.relaid = {"saved": before, "now": self.environment["mesh"]}
+        self.say(f"resuming at step {manifest.facts['step']} from {self.store.path(manifest.facts['step'])}")
+        for line in self.differing:
+            self.say(f"  another environment, so equal bits are not promised: {line}")
+        if not self.environment["deterministic"]:
+            self.say("  sums of this device come in any order, so equal bits are not promised; set")
+            self.say("  XLA_FLAGS=--xla_gpu_deterministic_ops=true from the first step on")
+        return state, Mark(**manifest.facts["telemetry"])
+
+    def batch(self, step: int) -> Batch:
+        """The batch of the step that follows `step` steps done: a pure function of config and data."""
+        return self._batch(step, None)
+
+    def share(self, step: int) -> Batch:
+        """The rows of `batch` that this process needs: all of them, where it is the only one."""
+        return self._batch(step, self.rows)
+
+    def put(self, made: Batch) -> Batch:
+        """A share on the devices, where with those of the other processes it is the batch."""
+        return put_batch(made, self.cfg, self.mesh, rows=self.rows)
+
+    def facts(self, made: Batch, step: int) -> BatchFacts:
+        """What the telemetry says of the batch of which `made` is a share; all of it is checked that a share cannot tell."""
+        facts = batch_facts(made, self.parts.tokenizer.byte_lengths, self.cfg, self.mesh, rows=self.rows)
+        check_supervised(facts.supervised, self.cfg.data.min_supervised, label=f"batch of step {step + 1}")
+        return facts
+
+    def _batch(self, step: int, rows: np.ndarray | None) -> Batch:
+        cfg = self.cfg
+        return batch(
+            self.parts.data.train,
+            step=step,
+            seed=cfg.data.order_seed,
+            batch_size=cfg.train.batch_size,
+            context_length=cfg.model.context_length,
+            rows=rows,
+        )
+
+    def check(self, made: Batch, step: int) -> None:
+        """The batch contract, every step, of a batch or a share of one."""
+        cfg = self.cfg
+        check_batch(
+            made,
+            vocab_size=cfg.model.vocab_size,
+            context_length=cfg.model.context_length,
+            min_supervised=cfg.data.min_supervised if self.rows is None else 0.0,
+            label=f"batch of step {step + 1}",
+        )
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line in the event log."""
+        clean = {k: number(v) if isinstance(v, float) else v for k, v in fields.items()}
+        self.events.append({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **clean})
+
+    # ---- what is promised and kept -------------------------------------------------------------------------------
+
+    def promise(self, probes: dict[str, Probe]) -> Manifest:
+        """Write the manifest of a run whose probes have passed."""
+        manifest = run_manifest(
+            self.cfg,
+            tokenizer=self.parts.tokenizer.manifest,
+            data=self.parts.data.manifest,
+            probes={name: probe.fact() for name, probe in probes.items()},
+            provenance={"environment": self.environment, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")},
+            files={self.layout.resolved.name: FileRecord.of(self.layout.resolved)},
+        )
+        if processes.primary():
+            manifest.save(self.layout.path)
+        processes.barrier("promised")
+        return manifest
+
+    def save(self, step: int, validation: Validation | None) -> None:
+        """Begin a checkpoint of the state, `step` steps done. validation: of this step, if there was one."""
+        began = time.monotonic()
+        self.guard.compare(self.state, step)
+        self.telemetry.sync()
+        assert self.manifest is not None
+        facts = {
+            "config_fingerprint": config_fingerprint(self.cfg),
+            "spec_sha256": self.model.facts["spec_sha256"],
+            "data_cursor": step,
+            "telemetry": self.telemetry.mark._asdict(),
+            "environment": self.environment,
+        }
+        parents = {
+            "tokenizer": self.parts.tokenizer.fingerprint,
+            "data": self.parts.data.manifest.fingerprint,
+            "model": self.model.fingerprint,
+            "run": self.manifest.fingerprint,
+        }
+        metric = validation.loss if validation is not None and np.isfinite(validation.loss) else None
+        provenance = {"events": self.events.mark._asdict()}  # with times in it: no part of the fingerprint
+        self.saved = step
+        self.store.save(self.state, step, facts=facts, parents=parents, metric=metric, provenance=provenance)
+        self.event("save", step=step, seconds=time.monotonic() - began)
+
+
+class _Unwritten(ChainedLog):
+    """The log of a process whose log another one writes."""
+
+    def __init__(self, mark: Mark):
+        self.mark = mark
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _log(path: Path, keep: Mark | None, expected: str) -> ChainedLog:
+    """The log at `path`, opened to go on. Raises ContractError where it is damaged."""
+    if not processes.primary():
+        return _Unwritten(keep or Mark(0, START))
+    try:
+        return ChainedLog(path, keep=keep)
+    except ValueError as error:
+        remedy = "Restore it from a copy, or start a new run."
+        raise ContractError("telemetry", artifact=path, expected=expected, found=str(error), remedy=remedy) from None
