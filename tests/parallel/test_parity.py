@@ -137,3 +137,8 @@ def test_key_value_heads_that_the_shards_do_not_divide_are_read_where_they_are_n
 @pytest.mark.parametrize("window", [3, 7])
 def test_a_window_over_the_shards_of_a_sequence_is_the_same_window(window):
     assert_parity(MESHES["context"], model=dataclasses.replace(MODEL, window=window, attention_softcap=20.0))
+
+
+@pytest.mark.slow
+def test_one_row_a_micro_batch_is_enough():
+    assert_parity(MeshConfig(tensor=2, rules="tp"), grad_accum=ROWS)

@@ -38,6 +38,7 @@ def assert_the_same_run(run, finished):
     assert [finding for finding in audit(run) if not finding.kept] == []
 
 
+@pytest.mark.slow
 def test_a_run_of_one_device_goes_on_on_eight(run_copy, finished):
     said = gone_on(run_copy, EIGHT)
     assert any("mesh.tensor: saved 1, now 2" in line for line in said)

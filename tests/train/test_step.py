@@ -114,6 +114,15 @@ def test_a_nan_gradient_changes_nothing_and_the_next_step_goes_on(batch):
     assert int(after.opt_state[-1].count) == 1
 
 
+def test_an_update_out_of_all_bounds_is_not_added(batch):
+    cfg = config()
+    state = TrainState.create(dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, lr=1e38)))
+    held, telemetry = jax.jit(apply_gradients)(state, gradients_of(cfg, batch))
+    assert not telemetry.finite
+    assert float(telemetry.update_norm) == 0
+    jax.tree.map(np.testing.assert_array_equal, held.params, state.params)
+
+
 def test_a_batch_without_labels_is_skipped_and_not_a_loss_of_zero(batch):
     state, telemetry = train_step(TrainState.create(config()), batch._replace(loss_mask=np.zeros_like(batch.loss_mask)))
     assert not telemetry.finite
