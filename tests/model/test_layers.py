@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.config.schema import MeshConfig
 from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
+from jaxlm.parallel import make_mesh
 
 PAIRINGS = ["half", "interleaved"]
 
@@ -115,6 +117,15 @@ def test_dropout_zeroes_its_share_and_scales_the_rest(rate):
     assert set(np.unique(out)) == {np.float32(0.0), np.float32(np.float32(3.0) / np.float32(1.0 - rate))}
     spread = np.sqrt(rate * (1 - rate) / size)
     assert abs((out == 0).mean() - rate) < 4 * spread
+
+
+def test_dropout_on_a_mesh_drops_the_same():
+    x, key = normal(4, 6, 8), jax.random.key(2)
+    mesh = make_mesh(MeshConfig(data=2, tensor=2, rules="tp"))
+    with jax.set_mesh(mesh):
+        laid_out = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data", None, "tensor")))
+        out = jax.jit(lambda x: dropout(x, 0.5, key))(laid_out)
+    np.testing.assert_array_equal(out, dropout(x, 0.5, key))
 
 
 def test_dropout_without_a_key_or_a_rate_is_the_identity_and_its_gradient_is_its_mask():
