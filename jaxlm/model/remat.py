@@ -2,13 +2,13 @@
 
 | name | kept of every block | computed again |
 |---|---|---|
-| none | all that the backward pass reads | gathered weights |
+| none | all that the backward pass reads | casts and gathers, of weights above all |
 | dots | the results of matrix products with weights | norms, rotations, activations, attention |
 | block | the block's input | the whole block |
 | offload | the block's input, in the host's memory | the whole block |
 
-A weight that is gathered for its use is gathered again under every name: kept, the gathered weights of all layers would be the
-whole model on every device.
+A weight that is cast or gathered for its use is cast and gathered again under every name: kept, what is used in all layers
+would be one more copy of the model, and the whole of it on every device.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from jax.ad_checkpoint import checkpoint_name
 INPUT = "block_input"
 
 
-def _all_but_gathered(primitive: Any, *operands: Any, **params: Any) -> bool:
-    return primitive.name != "reshard"
+_AGAIN = ("reshard", "convert_element_type")
+
+
+def _all_but_weights_in_use(primitive: Any, *operands: Any, **params: Any) -> bool:
+    return primitive.name not in _AGAIN
 
 
 def named_input(x_BTD: jax.Array) -> jax.Array:
@@ -31,17 +34,15 @@ def named_input(x_BTD: jax.Array) -> jax.Array:
     return checkpoint_name(x_BTD, INPUT)
 
 
-def rematerialised(step: Callable, remat: str, *, gathers: bool, scanned: bool) -> Callable:
+def rematerialised(step: Callable, remat: str, *, scanned: bool) -> Callable:
     """`step`, one block, under a policy: a name of `TrainConfig.remat`.
 
-    gathers: whether the step gathers weights. scanned: whether it is the body of a scan, where forward and backward are loops
-    of their own, and nothing has to keep the compiler from merging what is computed twice.
+    scanned: whether it is the body of a scan, where forward and backward are loops of their own, and nothing has to keep the
+    compiler from merging what is computed twice.
     """
     policies = jax.checkpoint_policies
     if remat == "none":
-        if not gathers:
-            return step
-        policy = _all_but_gathered
+        policy = _all_but_weights_in_use
     elif remat == "dots":
         policy = policies.dots_with_no_batch_dims_saveable
     elif remat == "block":

@@ -153,7 +153,7 @@ def hidden(
         x_BTD, stats, layer_cache = block(x_BTD, layer, cfg, mask, rules=rules, cache=layer_cache, dropout_key=key)
         return x_BTD, (stats, None if layer_cache is None else (layer_cache.k, layer_cache.v))
 
-    step = rematerialised(step, remat, gathers=rules.gathers, scanned=cfg.scan_layers)
+    step = rematerialised(step, remat, scanned=cfg.scan_layers)
     with jax.named_scope("embedding"):
         table_VD = rules.gather(params.embed.astype(policy.compute), "VD")
         x_BTD = rules.rows(table_VD, tokens_BT)
