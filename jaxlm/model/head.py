@@ -84,7 +84,8 @@ def head_loss(
     x_BTD: the last activations, in the compute dtype. chunk: see `block_shape`. scale: what keeps float16 gradients from
     vanishing; it is multiplied in before they are rounded. The objective is differentiable (once) in parameters, activations
     and scale; the sums are not, and count as constants. The gradient of the head is float32, summed in float32 over blocks
-    and devices. An unsupervised position adds exactly zero to all of it. Raises ValueError for shapes that do not fit.
+    and devices. An unsupervised position adds exactly zero to all of it; a supervised label outside of the vocabulary makes the
+    sums NaN, never a plausible number. Raises ValueError for shapes that do not fit.
     """
     size = check_shape("labels", labels_BT, "BT", **_checked(params, x_BTD, cfg, chunk))
     check_shape("loss_mask", loss_mask_BT, "BT", **size)
@@ -104,7 +105,10 @@ def head_nll(
     rules: AxisRules = PRESETS["single"],
     chunk: int = 0,
 ) -> jax.Array:
-    """Negative log likelihood of each label in nats, float32 [B, T]; arguments as for `head_loss`. Not for gradients."""
+    """Negative log likelihood of each label in nats, float32 [B, T]; arguments as for `head_loss`. Not for gradients.
+
+    NaN for a label outside of the vocabulary (-100, say, which other libraries take for "ignore").
+    """
     check_shape("labels", labels_BT, "BT", **_checked(params, x_BTD, cfg, chunk))
     how = _How(cfg, policy, rules, chunk, 0.0)
     return jax.lax.stop_gradient(_by_blocks(how, output_head(params), x_BTD, labels_BT)[0])
@@ -234,6 +238,7 @@ def _block(
     size = head_VD.shape[0]
     first = jax.lax.axis_index(vocab) * size if vocab else 0
     logits_TV = mask_padding(capped_TV, how.cfg, first=first)
+    known_T = (labels_T >= 0) & (labels_T < how.cfg.vocab_size)
     labels_T = labels_T - first  # within the shard; the label of a position lies in one of them
     here_T = (labels_T >= 0) & (labels_T < size)
     picked_T = jnp.where(here_T, jnp.take_along_axis(logits_TV, labels_T[:, None], axis=1, mode="clip")[:, 0], 0.0)
@@ -241,7 +246,7 @@ def _block(
     exp_TV = jnp.exp(logits_TV - peak_T[:, None])
     sum_T, picked_T = _reduced(jax.lax.psum, (jnp.sum(exp_TV, axis=1), picked_T), vocab)
     lse_T = peak_T + jnp.log(sum_T)
-    nll_T = lse_T - picked_T
+    nll_T = jnp.where(known_T, lse_T - picked_T, jnp.nan)
     if weights_T is None or d_head_VD is None:
         return None, (nll_T, lse_T)
     is_label_TV = jnp.arange(size, dtype=jnp.int32)[None, :] == labels_T[:, None]

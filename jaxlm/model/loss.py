@@ -24,6 +24,7 @@ class LossSums:
 def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log likelihood of each label, and the log-sum-exp of its logits: float32 [B, T] each, in nats.
 
+    The likelihood of a label that is none of the V is NaN.
     The label's logit is picked by a masked sum over V, not by a gather, so that a sharded vocabulary stays sharded.
     """
     check_shape("labels", labels_BT, "BT", **{k: v for k, v in check_shape("logits", logits_BTV, "BTV").items() if k != "V"})
@@ -32,7 +33,8 @@ def token_nll(logits_BTV: jax.Array, labels_BT: jax.Array) -> tuple[jax.Array, j
     lse_BT = peak_BT + jnp.log(jnp.sum(jnp.exp(logits_BTV - peak_BT[..., None]), axis=-1))
     is_label = jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32)[None, None, :] == labels_BT[..., None]
     picked_BT = jnp.sum(jnp.where(is_label, logits_BTV, 0.0), axis=-1)
-    return lse_BT - picked_BT, lse_BT
+    known_BT = (labels_BT >= 0) & (labels_BT < logits_BTV.shape[-1])
+    return jnp.where(known_BT, lse_BT - picked_BT, jnp.nan), lse_BT
 
 
 def masked_sums(nll_BT: jax.Array, lse_BT: jax.Array, loss_mask_BT: jax.Array) -> LossSums:

@@ -31,8 +31,7 @@ class Hardware:
 
     link: what one device sends to the others of its domain at most, over all of its links, one direction. domain: devices that
     such links join. axes: dimensions of the torus that the links make (1: a switch); a collective over one mesh axis uses the
-    links of one of them. egress: what one device sends out of its domain. fused_attention: False, as long as attention is
-    computed by XLA from whole matrices of scores. rows_at_once: whether the scores of all rows of a batch exist at once.
+    links of one of them. egress: what one device sends out of its domain.
     """
 
     name: str

@@ -147,6 +147,27 @@ def test_an_unsupervised_position_adds_exactly_nothing():
     assert all((np.asarray(leaf) == 0.0).all() for leaf in jax.tree.leaves(none))
 
 
+@pytest.mark.parametrize("preset", ["single", "tp"])
+@pytest.mark.parametrize("label", [-1, -100, CFG.vocab_size, V - 1, V, 5000])
+def test_a_supervised_label_that_is_none_has_no_plausible_loss(label, preset):
+    head, x, labels, mask = drawn()
+    at = tuple(np.argwhere(mask)[3])
+    labels = labels.copy()
+    labels[at] = label
+    rules = PRESETS[preset]
+    mesh = make_mesh(MeshConfig(tensor=2, rules="tp") if preset == "tp" else MeshConfig())
+    with jax.set_mesh(mesh):
+        laid = (rules.weight("VD"), rules.activation("BTD"), rules.activation("BT"), rules.activation("BT"))
+        args = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((head, x, labels, mask), laid, strict=True)]
+        nll = head_nll(params_of(args[0]), *args[1:3], CFG, rules=rules)
+        _, sums = head_loss(params_of(args[0]), *args[1:], CFG, rules=rules)
+    assert np.isnan(np.asarray(nll)[at])
+    assert np.isnan(float(sums.nll))
+    assert np.isfinite(np.asarray(nll)[mask]).sum() == mask.sum() - 1
+    logits = jnp.einsum("BTD,VD->BTV", x, head)
+    assert np.isnan(np.asarray(token_nll(logits, jnp.asarray(labels))[0])[at]) == (not 0 <= label < V)
+
+
 def test_logits_in_the_tens_of_thousands_stay_finite():
     head, x, labels, mask = drawn(3)
     value, sums, d_head, d_x, _ = blockwise(head, 1e4 * x, labels, mask, jnp.float32(1.0), cfg=CFG, chunk=7)
