@@ -69,7 +69,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SLOW = {"long", "bare", "fsdp"}  # each compiles every probe anew
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CONFIGS])
 def test_every_probe_passes_on_the_code_as_it_is(name):
     cfg = CONFIGS[name]
     mesh = make_mesh(cfg.mesh)
