@@ -1,15 +1,16 @@
 """Attention over key ranges, forward and backward, in XLA: what the model calls on a device without a kernel.
 
 The backward pass recomputes the weights from the log-sum-exp of each row (Dao et al. 2022, algorithm 4), so that neither
-direction keeps a matrix of T x S for it. On a CPU the rows of a batch come one after the other, where the scores of one
-row fit the cache; elsewhere all at once.
+direction keeps a matrix of T x S for it. On a CPU the rows of a batch come one after the other, each in tiles of queries and
+keys whose scores fit the cache, and a tile in which no query sees a key is left out; elsewhere all is done at once.
 
-Axes: B batch, T query, S key, N query head, K key/value head, G query heads per key/value head, H head width.
+Axes: B batch, T query, S key, N query head, K key/value head, G query heads per key/value head, H head width, R = G * T.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import MASKED, matmul_precision
+
+# Scores of a tile on a CPU, over all heads: what the caches of two cores hold. The backward pass has four such arrays.
+FORWARD_TILE, BACKWARD_TILE = 1 << 20, 1 << 16
 
 
 def attention(
@@ -38,11 +42,15 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
-    return _over_rows(functools.partial(_forward_row, softcap=softcap), q, k, v, start, end)
+    return _forward(q, k, v, start, end, softcap)[0]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
-    out, lse = _attention(q, k, v, start, end, softcap)
+    # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
+    q, start, end = jax.lax.optimization_barrier((_swap(q), start, end))
+    k, v = _swap(k), _swap(v)
+    out, lse = _over_rows(functools.partial(_forward_row, softcap=softcap), FORWARD_TILE, q, k, v, start, end)
+    out, lse = _swap(out), _swap(lse)
     return (out, lse), (q, k, v, start, end, out, lse)
 
 
@@ -62,13 +70,18 @@ def attention_gradients(
 
     out and lse may be those of more keys than are given here: then the gradients are the part of these keys.
     """
-    arrays = (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN, d_out_BTNH, d_lse_BTN)
-    return _over_rows(functools.partial(_backward_row, softcap=softcap), *arrays)
+    q, k, v = (_swap(x) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return _backward(softcap, (q, k, v, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
 def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
     q, k, v, start, end, out, lse = residuals
-    return *attention_gradients(q, k, v, KeyRanges(start, end), out, lse, *cotangents, softcap=softcap), None, None
+    d_out, d_lse = cotangents
+    # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
+    mean = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    arrays = (q, k, v, start, end, _swap(lse), _swap(mean), _swap(d_out))
+    grads = _over_rows(functools.partial(_backward_row, softcap=softcap), BACKWARD_TILE, *arrays)
+    return *(_swap(x) for x in grads), None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -76,30 +89,71 @@ _attention.defvjp(_forward, _backward)
 
 def attention_path(platform: str) -> str:
     """Which computation `attention` is on a platform, in words; runs record it, since the order of sums differs."""
-    return "xla, rows in sequence" if platform == "cpu" else "xla, rows at once"
+    return "xla, tiles in sequence" if platform == "cpu" else "xla, rows at once"
 
 
-def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
-    """`row` on every element of the leading axis B: in sequence on a CPU, vectorised elsewhere."""
+def _swap(x: jax.Array) -> jax.Array:
+    """Positions before heads to heads before positions, and back."""
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _over_rows(row: Callable, tile: int, *arrays: jax.Array) -> Any:
+    """`row` on every element of the leading axis B: in sequence and in tiles on a CPU, whole and vectorised elsewhere."""
+    (N, T), S = arrays[0].shape[1:3], arrays[1].shape[2]
+    # A power of two, from 64 on: in smaller tiles the calls would cost more than the sums.
+    size = max(64, 1 << math.isqrt(max(1, tile // N)).bit_length() - 1)
+
+    def in_tiles(*xs: jax.Array) -> Any:
+        return jax.lax.map(lambda x: row(*x, queries=min(size, T), keys=min(size, S)), xs)
+
     return jax.lax.platform_dependent(
-        *arrays, cpu=lambda *xs: jax.lax.map(lambda x: row(*x), xs), default=lambda *xs: jax.vmap(row)(*xs)
+        *arrays, cpu=in_tiles, default=lambda *xs: jax.vmap(functools.partial(row, queries=T, keys=S))(*xs)
     )
 
 
 # ---- one row of the batch; heads come before positions, and the queries of a group are read as one matrix --------------
 
 
-def _grouped(x_TNH: jax.Array, K: int) -> jax.Array:
-    """[T, N, ...] -> [K, G * T, ...]."""
-    T, N = x_TNH.shape[:2]
-    x = x_TNH.reshape(T, K, N // K, *x_TNH.shape[2:])
-    return jnp.moveaxis(x, 0, 2).reshape(K, N // K * T, *x_TNH.shape[2:])
+def _cut(x: jax.Array, heads: int, size: int) -> jax.Array:
+    """[N, T, ...] -> [tiles, heads, N / heads * size, ...], filled up with zeros."""
+    N, T = x.shape[:2]
+    tiles = -(-T // size)
+    if tiles * size != T:
+        x = jnp.pad(x, [(0, 0), (0, tiles * size - T)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(heads, N // heads, tiles, size, *x.shape[2:])
+    return jnp.moveaxis(x, 2, 0).reshape(tiles, heads, N // heads * size, *x.shape[4:])
 
 
-def _ungrouped(x: jax.Array, T: int) -> jax.Array:
-    """[K, G * T, ...] -> [T, N, ...]."""
-    K, G = x.shape[0], x.shape[1] // T
-    return jnp.moveaxis(x.reshape(K, G, T, *x.shape[2:]), 2, 0).reshape(T, K * G, *x.shape[2:])
+def _joined(x: jax.Array, heads: int, length: int) -> jax.Array:
+    """The inverse of `_cut`: [tiles, K, G * size, ...] -> [heads, length, ...]."""
+    tiles, K = x.shape[:2]
+    x = x.reshape(tiles, K, heads // K, -1, *x.shape[3:])
+    return jnp.moveaxis(x, 0, 2).reshape(heads, -1, *x.shape[4:])[:, :length]
+
+
+def _ranges_cut(start_T: jax.Array, end_T: jax.Array, size: int, S: int) -> tuple[jax.Array, jax.Array]:
+    """Ranges over real keys, [tiles, size]; those of queries that fill up a tile are empty."""
+    bounds = (jnp.clip(bound, 0, S)[None] for bound in (start_T, end_T))
+    start, end = (_cut(bound, 1, size)[:, 0] for bound in bounds)
+    return start, end
+
+
+def _over_keys(step: Callable, start: jax.Array, end: jax.Array, tiles: int, size: int, carry: Any) -> Any:
+    """`step(tile, carry)` over those tiles of keys in which a query with this range may see a key."""
+    if tiles == 1:
+        return step(0, carry)
+    some = start < end
+    first = jnp.min(jnp.where(some, start, tiles * size)) // size
+    last = (jnp.max(jnp.where(some, end, 0)) + size - 1) // size
+    return jax.lax.fori_loop(first, last, step, carry)
+
+
+def _over_queries(step: Callable, carry: Any, xs: tuple) -> tuple[Any, Any]:
+    """`jax.lax.scan` over tiles of queries; without a loop where there is one."""
+    if xs[0].shape[0] > 1:
+        return jax.lax.scan(step, carry, xs)
+    carry, ys = step(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda y: y[None], ys)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -107,60 +161,96 @@ def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, precision=matmul_precision(a, b), preferred_element_type=jnp.float32)
 
 
-def _scores(q: jax.Array, k_KSH: jax.Array, start_T: jax.Array, end_T: jax.Array, softcap: float) -> tuple:
-    """Scores [K, G * T, S] in float32 after the softcap, and which of them count, [1, G * T, S]."""
-    scores = _product("KRH,KSH->KRS", q, k_KSH) * q.shape[-1] ** -0.5
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    s = jnp.arange(k_KSH.shape[1], dtype=jnp.int32)[None, :]
-    seen_TS = (s >= start_T[:, None]) & (s < end_T[:, None])
-    return scores, jnp.tile(seen_TS, (q.shape[1] // len(start_T), 1))[None]
+def _seen(start: jax.Array, end: jax.Array, first: jax.Array | int, keys: int, group: int) -> jax.Array:
+    """Which of the keys from `first` on the queries of a tile see: [keys, G * size]."""
+    s = (first + jnp.arange(keys, dtype=jnp.int32))[:, None]
+    return jnp.tile((s >= start[None, :]) & (s < end[None, :]), (1, group))
+
+
+def _capped(scores: jax.Array, softcap: float) -> jax.Array:
+    return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
 def _forward_row(
-    q_TNH: jax.Array, k_SKH: jax.Array, v_SKH: jax.Array, start_T: jax.Array, end_T: jax.Array, *, softcap: float
+    q_NTH: jax.Array,
+    k_KSH: jax.Array,
+    v_KSH: jax.Array,
+    start_T: jax.Array,
+    end_T: jax.Array,
+    *,
+    softcap: float,
+    queries: int,
+    keys: int,
 ) -> tuple[jax.Array, jax.Array]:
-    T, K = len(q_TNH), k_SKH.shape[1]
-    k, v = jnp.moveaxis(k_SKH, 1, 0), jnp.moveaxis(v_SKH, 1, 0)
-    scores, seen = _scores(_grouped(q_TNH, K), k, start_T, end_T, softcap)
-    scores = jnp.where(seen, scores, MASKED)
-    peak = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.where(seen, jnp.exp(scores - peak), 0.0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    empty = total == 0.0
-    safe = jnp.where(empty, 1.0, total)
-    out = _product("KRS,KSH->KRH", weights.astype(v.dtype), v) / safe
-    lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
-    return _ungrouped(out.astype(v.dtype), T), _ungrouped(lse, T)
+    (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
+    k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
+    starts, ends = _ranges_cut(start_T, end_T, queries, S)
+
+    def over_queries(_: None, x: tuple) -> tuple[None, tuple]:
+        q, start, end = x
+
+        def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
+            out, peak, total = carry
+            scores = _capped(_product("KRH,KSH->KRS", q, k[tile]) * H**-0.5, softcap)
+            scores = jnp.where(_seen(start, end, tile * keys, keys, N // K).T[None], scores, MASKED)
+            higher = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
+            weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
+            found = _product("KRS,KSH->KRH", weights.astype(v.dtype), v[tile])
+            return out * fade + found, higher, total * fade + jnp.sum(weights, axis=-1, keepdims=True)
+
+        # The first peak is above that of keys which do not count, so that exp gives them the weight 0.
+        rows = jnp.zeros_like(q[..., :1], jnp.float32)
+        nothing = (jnp.zeros_like(q, jnp.float32), rows + 0.1 * MASKED, rows)
+        out, peak, total = _over_keys(over_keys, start, end, len(k), keys, nothing)
+        empty = total == 0.0
+        safe = jnp.where(empty, 1.0, total)
+        lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
+        return None, ((out / safe).astype(v.dtype), lse)
+
+    _, (out, lse) = _over_queries(over_queries, None, (_cut(q_NTH, K, queries), starts, ends))
+    return _joined(out, N, T), _joined(lse, N, T)
 
 
 def _backward_row(
-    q_TNH: jax.Array,
-    k_SKH: jax.Array,
-    v_SKH: jax.Array,
+    q_NTH: jax.Array,
+    k_KSH: jax.Array,
+    v_KSH: jax.Array,
     start_T: jax.Array,
     end_T: jax.Array,
-    out_TNH: jax.Array,
-    lse_TN: jax.Array,
-    d_out_TNH: jax.Array,
-    d_lse_TN: jax.Array,
+    lse_NT: jax.Array,
+    mean_NT: jax.Array,
+    d_out_NTH: jax.Array,
     *,
     softcap: float,
+    queries: int,
+    keys: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    T, K, scale = len(q_TNH), k_SKH.shape[1], q_TNH.shape[-1] ** -0.5
-    k, v = jnp.moveaxis(k_SKH, 1, 0), jnp.moveaxis(v_SKH, 1, 0)
-    q, d_out = _grouped(q_TNH, K), _grouped(d_out_TNH, K)
-    scores, seen = _scores(q, k, start_T, end_T, softcap)
-    weights = jnp.where(seen, jnp.exp(scores - _grouped(lse_TN, K)[..., None]), 0.0)
-    d_v = _product("KRS,KRH->KSH", weights.astype(v.dtype), d_out)
-    d_weights = _product("KRH,KSH->KRS", d_out, v)
-    # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
-    mean = jnp.sum(out_TNH.astype(jnp.float32) * d_out_TNH.astype(jnp.float32), axis=-1) - d_lse_TN
-    d_scores = weights * (d_weights - _grouped(mean, K)[..., None])
-    if softcap:
-        d_scores = jnp.where(seen, d_scores * (1.0 - jnp.square(scores / softcap)), 0.0)
-    d_scores = (d_scores * scale).astype(q.dtype)
-    d_q = _product("KRS,KSH->KRH", d_scores, k)
-    d_k = _product("KRS,KRH->KSH", d_scores, q)
-    d_q_TNH = _ungrouped(d_q.astype(q.dtype), T)
-    return d_q_TNH, jnp.moveaxis(d_k, 0, 1).astype(k.dtype), jnp.moveaxis(d_v, 0, 1).astype(v.dtype)
+    (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
+    k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
+    starts, ends = _ranges_cut(start_T, end_T, queries, S)
+
+    def over_queries(d_kv: tuple, x: tuple) -> tuple[tuple, jax.Array]:
+        q, lse, mean, d_out, start, end = x
+
+        def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
+            # Keys come before queries here: of the products that follow, one instead of two contracts the first axis.
+            d_q, d_k, d_v = carry
+            scores = _capped(_product("KSH,KRH->KSR", k[tile], q) * H**-0.5, softcap)
+            seen = _seen(start, end, tile * keys, keys, N // K)[None]
+            weights = jnp.where(seen, jnp.exp(scores - lse[:, None, :]), 0.0)
+            d_weights = _product("KSH,KRH->KSR", v[tile], d_out)
+            d_scores = weights * (d_weights - mean[:, None, :])
+            if softcap:
+                d_scores = jnp.where(seen, d_scores * (1.0 - jnp.square(scores / softcap)), 0.0)
+            d_scores = (d_scores * H**-0.5).astype(q.dtype)
+            d_v = d_v.at[tile].add(_product("KSR,KRH->KSH", weights.astype(v.dtype), d_out))
+            d_k = d_k.at[tile].add(_product("KSR,KRH->KSH", d_scores, q))
+            return d_q + _product("KSR,KSH->KRH", d_scores, k[tile]), d_k, d_v
+
+        d_q, *d_kv = _over_keys(over_keys, start, end, len(k), keys, (jnp.zeros_like(q, jnp.float32), *d_kv))
+        return tuple(d_kv), d_q.astype(q.dtype)
+
+    zeros = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
+    xs = tuple(_cut(x, K, queries) for x in (q_NTH, lse_NT, mean_NT, d_out_NTH))
+    (d_k, d_v), d_q = _over_queries(over_queries, zeros, (*xs, starts, ends))
+    return _joined(d_q, N, T), _joined(d_k, K, S).astype(k.dtype), _joined(d_v, K, S).astype(v.dtype)

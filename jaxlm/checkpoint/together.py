@@ -54,9 +54,13 @@ def shared_leaves(tree: Any) -> dict[str, SharedLeaf]:
 def nonfinite_anywhere(leaves: dict[str, SharedLeaf]) -> NonFinite | None:
     """The first leaf that is not finite, counted on the devices: every process finds the same. All processes call this."""
     inexact = {name: leaf.array for name, leaf in leaves.items() if jnp.issubdtype(leaf.array.dtype, jnp.inexact)}
-    counts = jax.jit(lambda arrays: {name: jnp.sum(~jnp.isfinite(a), dtype=jnp.int32) for name, a in arrays.items()})(inexact)
-    bad = [(name, int(count)) for name, count in processes.whole(counts).items() if count]
+    bad = [(name, int(count)) for name, count in processes.whole(_nonfinite(inexact)).items() if count]
     return NonFinite(*bad[0], math.prod(leaves[bad[0][0]].shape)) if bad else None
+
+
+@jax.jit  # once for all saves of a run
+def _nonfinite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.sum(~jnp.isfinite(array), dtype=jnp.int32) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)

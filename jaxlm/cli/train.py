@@ -90,11 +90,10 @@ def leave_with(error: Exception) -> NoReturn:
     """End this process of several with what `error` means: others may be gone, and jax would wait for them."""
     import traceback
 
-    from jaxlm.parallel.lookout import leave
+    from jaxlm.parallel.leaving import leave
 
     if (failure := failure_of(error, "train")) is None:
-        traceback.print_exception(error)
-        leave(1, f"error: {type(error).__name__}")
+        leave(1, f"error: {type(error).__name__}", before="".join(traceback.format_exception(error)))
     leave(failure.status, f"error: {' '.join(failure.message.split())}")
 
 

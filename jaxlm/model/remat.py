@@ -2,7 +2,7 @@
 
 | name | kept of every block | computed again |
 |---|---|---|
-| none | all that the backward pass reads | casts and gathers, of weights above all |
+| none | products, attention and sums: all that is worth keeping | casts and gathers of weights, what is cheap elementwise |
 | dots | the results of matrix products with weights | norms, rotations, activations, attention |
 | block | the block's input | the whole block |
 | offload | the block's input, in the host's memory | the whole block |
@@ -19,13 +19,16 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.parallel.products import NAME
+
 INPUT = "block_input"
 
 
-_AGAIN = ("reshard", "convert_element_type")
+# Layouts and casts, of weights above all; and elementwise operations, which cost more to write and read than to make again.
+_AGAIN = {"reshard", "convert_element_type", "mul", "div", "logistic", "tanh", "erf", "integer_pow", "square", "rsqrt"}
 
 
-def _all_but_weights_in_use(primitive: Any, *operands: Any, **params: Any) -> bool:
+def _worth_keeping(primitive: Any, *operands: Any, **params: Any) -> bool:
     return primitive.name not in _AGAIN
 
 
@@ -42,9 +45,11 @@ def rematerialised(step: Callable, remat: str, *, scanned: bool) -> Callable:
     """
     policies = jax.checkpoint_policies
     if remat == "none":
-        policy = _all_but_weights_in_use
+        policy = _worth_keeping
     elif remat == "dots":
-        policy = policies.dots_with_no_batch_dims_saveable
+        policy = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(NAME)
+        )
     elif remat == "block":
         policy = policies.nothing_saveable
     elif remat == "offload":

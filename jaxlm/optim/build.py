@@ -13,8 +13,11 @@ from jaxlm.optim.masks import decay_mask
 from jaxlm.optim.schedules import schedule_of
 
 
-def optimizer_of(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Gradients to updates, over `steps` updates. `clip_norm` 0 leaves clipping out."""
+def optimizer_of(cfg: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Gradients to updates, over `steps` updates. `clip_norm` 0 leaves clipping out.
+
+    `update` takes `norm`, the gradients' global norm where it is known (`clip_by_global_norm`), and `applied` (`adamw`).
+    """
     adam = adamw(
         schedule_of(cfg, steps),
         b1=cfg.b1,

@@ -15,17 +15,20 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves), start=jnp.zeros((), jnp.float32)))
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Scale all gradients by max_norm / norm where their global norm is larger. Source: Pascanu et al. 2013, section 3.2.
 
-    It hides nothing: where the norm is not finite every result is NaN, and the step that follows is skipped.
+    `update` also takes `norm`, float32 [], where the global norm is known already. It hides nothing: where the norm is not
+    finite every result is NaN, and the step that follows is skipped.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_by_global_norm: expected a norm > 0, found {max_norm}")
 
-    def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        norm = global_norm(grads)
+    def update(
+        grads: Any, state: optax.EmptyState, params: Any = None, *, norm: jax.Array | None = None, **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        norm = global_norm(grads) if norm is None else norm
         scale = jnp.where(jnp.isfinite(norm), jnp.minimum(1.0, max_norm / norm), jnp.nan)
         return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -28,7 +28,8 @@ FOREVER = 7 * 24 * 3600.0  # seconds; what ends a wait for a lost process is the
 _numbers: dict[str, Iterator[int]] = collections.defaultdict(itertools.count)
 
 
-def _key(name: str) -> str:
+def numbered(name: str) -> str:
+    """A key of the coordination service that no call before had: the n-th call of a name gives the same in every process."""
     return f"jaxlm/{name}/{next(_numbers[name])}"
 
 
@@ -92,7 +93,7 @@ def start(cluster: Cluster | None, *, heartbeat: int) -> None:
 
     heartbeat: seconds of silence after which a process counts as lost. jax's own limit is set above it: past that limit jax
     aborts from C++, and `jaxlm.parallel.lookout` shall say in words what is the matter before.
-    Raises InputError where jax finds no cluster.
+    Raises InputError where jax shall find the cluster by itself and finds none.
     """
     if cluster is None or cluster.num_processes == 1:
         return
@@ -108,6 +109,8 @@ def start(cluster: Cluster | None, *, heartbeat: int) -> None:
             shutdown_timeout_seconds=heartbeat,
         )
     except ValueError as error:
+        if cluster.coordinator is not None:  # nothing was to be found: it is about something else
+            raise
         raise InputError(
             f"expected a cluster that jax knows (a TPU pod, Slurm, GKE, Open MPI), found {' '.join(str(error).split())}; "
             "give --coordinator HOST:PORT --num-processes N --process-id I"
@@ -154,14 +157,14 @@ def several() -> bool:
 def barrier(name: str, *, seconds: float = FOREVER) -> None:
     """Wait until every process is here. Raises RuntimeError where one is not within `seconds`."""
     if several():
-        client().wait_at_barrier(_key(name), round(seconds * 1000))
+        client().wait_at_barrier(numbered(name), round(seconds * 1000))
 
 
 def told(name: str, value: str) -> str:
     """What process 0 says: its `value`, in every process. It is no barrier: process 0 does not wait."""
     if not several():
         return value
-    key = _key(name)
+    key = numbered(name)
     if primary():
         client().key_value_set(key, value)
         return value
@@ -172,7 +175,7 @@ def gathered(name: str, value: str, *, everywhere: bool = True) -> list[str]:
     """What every process says, in their order, in every process; or in process 0 alone, and nothing in the others."""
     if not several():
         return [value]
-    key = _key(name)
+    key = numbered(name)
     client().key_value_set(f"{key}/{index()}", value)
     if not everywhere and not primary():
         return []

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.config.schema import ConfigError, MeshConfig
 from jaxlm.contract import InputError
+from jaxlm.parallel import products
 from jaxlm.parallel.mesh import MESH_AXES
 from pallas_kernels import matmul_precision
 
@@ -112,8 +114,11 @@ class AxisRules:
 
     def einsum(self, equation: str, *operands: jax.Array, **options: Any) -> jax.Array:
         """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow; float32 is float32."""
-        if not _no_mesh():
-            options["out_sharding"] = self.activation(equation.split("->")[1])
+        layout = None if _no_mesh() else self.activation(equation.split("->")[1])
+        if len(operands) == 2 and not options and products.suits(*operands, equation):
+            return checkpoint_name(products.product(equation, layout, *operands), products.NAME)
+        if layout is not None:
+            options["out_sharding"] = layout
         return jnp.einsum(equation, *operands, precision=matmul_precision(*operands), **options)
 
     def rows(self, table_VD: jax.Array, ids_BT: jax.Array) -> jax.Array:

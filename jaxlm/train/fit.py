@@ -72,8 +72,12 @@ def fit(
                 with jax.set_mesh(mesh):
                     watchdog = Watchdog(cfg.watch.step_timeout)
                     session = Session(parts, layout, mesh, say, allow_older, stop=stop, watchdog=watchdog)
-                    with session.telemetry, session.events, session.store:
-                        train(session)
+                    # The watchdog ends last: leaving the store waits for the save under way.
+                    with watchdog, session.telemetry, session.events, session.store:
+                        try:
+                            train(session)
+                        finally:
+                            watchdog.at("the end")
             except Exception:
                 if new and processes.primary():
                     forget(layout)

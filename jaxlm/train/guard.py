@@ -39,12 +39,16 @@ class Guard:
         """Step number `step`, from 1; computed twice where its turn has come. Raises ContractError where that differs."""
         if self._compared < 0:
             self.compare(state, step - 1)
-        every = self.cfg.watch.recompute_every
-        if not every or step % every:
+        if not self.twice(step):
             with self.phase("step", step, state=state, batch=batch):
                 return train_step(state, batch)
         with self.phase("step computed twice", step, state=state, batch=batch), self._logged(step):
             return step_twice(state, batch, artifact=f"{self.path}, step {step}", deterministic=self.deterministic)
+
+    def twice(self, step: int) -> bool:
+        """Whether step number `step`, from 1, is one that is computed twice."""
+        every = self.cfg.watch.recompute_every
+        return bool(every) and step % every == 0
 
     @contextmanager
     def phase(self, name: str, step: int, **arguments: Any) -> Iterator[None]:

@@ -19,7 +19,10 @@ from jaxlm.watch import Progress, duration, number, record_of
 
 
 def train(session: Session) -> None:
-    """Train a session from its state's step to the last one, or until it is asked to stop."""
+    """Train a session from its state's step to the last one, or until it is asked to stop.
+
+    The watchdog of the session must run already, and run on until the store has ended its last save.
+    """
     cfg, step = session.cfg, int(session.state.step)
     if step >= cfg.train.steps:
         session.say(f"{session.layout.path} has its {cfg.train.steps} steps; nothing is left to train")
@@ -27,7 +30,8 @@ def train(session: Session) -> None:
     session.event("start", step=step, environment=session.environment, differing=session.differing)
     if session.relaid is not None:
         session.event("mesh", step=step, **session.relaid)
-    with session.stop, session.watchdog as watchdog:
+    watchdog = session.watchdog
+    with session.stop:
         watchdog.at("the probes")
         probes = probe(session)
         if session.manifest is None:
@@ -71,7 +75,8 @@ def probe(session: Session) -> dict[str, Probe]:
 
 def _step(session: Session, step: int, made: Batch, progress: Progress) -> None:
     cfg = session.cfg
-    session.watchdog.at("step", step + 1)
+    # Two kinds: each compiles a program of its own the first time.
+    session.watchdog.at("step computed twice" if session.guard.twice(step + 1) else "step", step + 1)
     session.check(made, step)
     facts = session.facts(made, step)
     session.state, telemetry = session.guard.step(session.state, session.put(made), step + 1)

@@ -92,8 +92,10 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
         start = (jax.tree.map(jnp.zeros_like, params), zero)
         (grads, sums), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
         stats = jax.tree.map(lambda s: jnp.sqrt(jnp.mean(jnp.square(s), axis=0)), stats_AL)
-    # 0 / 0 is NaN: a batch without a supervised label is a skipped step, never a loss of 0.
-    grads = jax.tree.map(lambda g: g / (loss_scale / positions * sums.count), grads)
+    # 0 * inf is NaN: a batch without a supervised label is a skipped step, never a loss of 0. Of products, unlike of quotients,
+    # the compiler makes no array that is only read by others.
+    inverse = positions / (loss_scale * sums.count)
+    grads = jax.tree.map(lambda g: g * inverse, grads)
     return Gradients(grads, sums, stats)
 
 
@@ -104,13 +106,19 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
     enter, have moved on then. Asking for its norm before they move would keep a second copy of them.
     """
     cfg = state.cfg
-    sums, norms = gradients.sums, leaf_norms(gradients.grads)
-    loss, grad_norm = sums.nll / sums.count, total_norm(norms)
-    applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params, norm=grad_norm, applied=applied)
-    update_norm = total_norm(leaf_norms(updates))
-    finite = applied & jnp.isfinite(update_norm)
-    params = jax.tree.map(lambda p, u: jnp.where(finite, p + u, p), state.params, updates)
+    sums = gradients.sums
+    with jax.named_scope("norms"):
+        norms = leaf_norms(gradients.grads)
+        loss, grad_norm = sums.nll / sums.count, total_norm(norms)
+    with jax.named_scope("optimizer"):
+        applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        known = {"norm": grad_norm, "applied": applied}
+        updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params, **known)
+        update_norm = total_norm(leaf_norms(updates))
+        finite = applied & jnp.isfinite(update_norm)
+        params = jax.tree.map(lambda p, u: jnp.where(finite, p + u, p), state.params, updates)
+    with jax.named_scope("norms"):
+        param_norm = total_norm(leaf_norms(params))
     skipped = jnp.where(finite, 0, state.skipped + 1)
     telemetry = Telemetry(
         step=state.step + 1,
@@ -118,7 +126,7 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
         z_loss=sums.z / sums.count,
         labels=sums.count,
         grad_norm=grad_norm,
-        param_norm=total_norm(leaf_norms(params)),
+        param_norm=param_norm,
         update_norm=jnp.where(finite, update_norm, 0.0),
         lr=schedule_of(cfg.optim, cfg.train.steps)(state.opt_state[-1].count),
         loss_scale=state.loss_scale.scale,

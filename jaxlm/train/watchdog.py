@@ -7,14 +7,12 @@ prints the stacks of all threads, and ends the process with the status `STUCK`, 
 
 from __future__ import annotations
 
-import faulthandler
-import sys
 import threading
 import time
 from types import TracebackType
 
 from jaxlm.parallel import processes
-from jaxlm.parallel.lookout import leave
+from jaxlm.parallel.leaving import leave, stacks
 
 STUCK = 5  # exit status: a step, a validation or a save took longer than watch.step_timeout
 FIRST = 5  # times the limit for the first piece of each kind: it compiles
@@ -43,10 +41,9 @@ class Watchdog:
             what, since, limit = self._piece
             if time.monotonic() - since > limit:
                 where = f" of process {processes.index()} of {processes.count()}" if processes.several() else ""
-                print(f"jaxlm: {what}{where} is stuck; the stacks of its threads:", file=sys.stderr, flush=True)
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                before = f"jaxlm: {what}{where} is stuck; the stacks of its threads:\n{stacks()}"
                 message = f"error: {what}{where}: expected its end within {limit:g} s (--watch.step-timeout), found none."
-                leave(STUCK, f"{message} Nothing that was saved is lost; the same command goes on.")
+                leave(STUCK, f"{message} Nothing that was saved is lost; the same command goes on.", before=before)
 
     def __enter__(self) -> Watchdog:
         if self._thread is not None:

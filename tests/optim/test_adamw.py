@@ -81,6 +81,26 @@ def test_adamw_without_parameters_is_refused(tree):
         adamw(0.1).update(tree, adamw(0.1).init(tree))
 
 
+def test_what_is_not_applied_leaves_moments_and_count_bit_by_bit(tree):
+    ours = optimizer_of(OptimConfig(warmup_steps=1, clip_norm=1.0), 10)
+    _, state = ours.update(gradients(tree, 0), ours.init(tree), tree)
+    state = jax.tree.map(lambda x: x.at[0].set(-0.0) if x.ndim else x, state)
+    poisoned = jax.tree.map(lambda x: x * jnp.nan, tree)
+    _, held = ours.update(poisoned, state, tree, applied=jnp.bool_(False))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a).view(np.int32), np.asarray(b).view(np.int32)), state, held
+    )
+    _, moved = ours.update(gradients(tree, 1), state, tree, applied=jnp.bool_(True))
+    _, plain = ours.update(gradients(tree, 1), state, tree)
+    jax.tree.map(np.testing.assert_array_equal, moved, plain)
+    assert updates_made(moved) == updates_made(held) + 1 == 2
+
+
+def test_a_norm_that_is_known_is_the_one_that_is_clipped_by(tree):
+    clipped, _ = clip_by_global_norm(1.0).update(tree, optax.EmptyState(), norm=jnp.float32(4.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b / 4, rtol=1e-6), clipped, tree)
+
+
 @pytest.mark.parametrize("largest", [0.1, 1e3])
 def test_clipping_equals_optax(tree, largest):
     ours, theirs = clip_by_global_norm(largest), optax.clip_by_global_norm(largest)

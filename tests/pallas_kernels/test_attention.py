@@ -1,6 +1,7 @@
 """The attention that models call against its oracles: values, log-sum-exp, and every gradient, on both mappings over rows."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,43 @@ def test_gradients_through_both_results_are_those_of_autodiff(N, K, softcap):
         def scalar(q, k, v):
             out, lse = function(q, k, v, ranges, softcap=softcap)
             return jnp.sum(out * weights[0]) + jnp.sum(jnp.where(lse > -1e29, lse, 0.0) * weights[1])
+
+        return jax.jit(jax.grad(scalar, (0, 1, 2)))(q, k, v)
+
+    for ours, plain in zip(gradients(attention), gradients(attention_reference), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=["causal", "random", "nothing"])
+def long_inputs(request, monkeypatch):
+    """Queries and keys of several tiles each, the last of them not full, so that some tiles are left out."""
+    module = importlib.import_module("pallas_kernels.attention")  # the package has a function of this name
+    monkeypatch.setattr(module, "FORWARD_TILE", 1)
+    monkeypatch.setattr(module, "BACKWARD_TILE", 1)
+    T, S, N, K = 90, 140, 4, 2
+    keys = jax.random.split(jax.random.key(3), 3)
+    q, k, v = (jax.random.normal(key, (2, x, n, H)) for key, x, n in zip(keys, (T, S, S), (N, K, K), strict=True))
+    if request.param == "causal":
+        return q, k, v, causal(2, T, S)
+    if request.param == "nothing":
+        return q, k, v, KeyRanges(jnp.full((2, T), 5, jnp.int32), jnp.full((2, T), 5, jnp.int32))
+    rng = np.random.default_rng(5)
+    start = rng.integers(-3, S, (2, T))
+    end = start + rng.integers(-2, 40, (2, T))
+    return q, k, v, KeyRanges(jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32))
+
+
+def test_tiles_are_left_out_only_where_no_query_sees_a_key(long_inputs):
+    q, k, v, ranges = long_inputs
+    exact, exact_lse = attention_float64(*(np.asarray(x) for x in (q, k, v, *ranges)))
+    out, lse = jax.jit(attention)(q, k, v, ranges)
+    np.testing.assert_allclose(out, exact, atol=2e-6)
+    np.testing.assert_allclose(lse, exact_lse, rtol=1e-6, atol=2e-6)
+
+    def gradients(function):
+        def scalar(q, k, v):
+            out, lse = function(q, k, v, ranges, softcap=1.5)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(lse > -1e29, lse, 0.0))
 
         return jax.jit(jax.grad(scalar, (0, 1, 2)))(q, k, v)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +28,11 @@ ROOT = HERE.parents[2]
 PATIENCE = 240.0
 
 
-def pair(what: str, folder: Path) -> list[tuple[int, str, str]]:
-    """Run `what` in two processes of two devices each; status, output and errors of each."""
+def pair(what: str, folder: Path, *, thaw: bool = False) -> list[tuple[int, str, str]]:
+    """Run `what` in two processes of two devices each; status, output and errors of each.
+
+    thaw: process 0 holds itself, and is let go when process 1 has ended.
+    """
     import socket
 
     with socket.socket() as server:
@@ -40,6 +44,9 @@ def pair(what: str, folder: Path) -> list[tuple[int, str, str]]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen(command, env=base | {"JAXLM_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
     try:
+        if thaw:
+            started[1].wait(PATIENCE)
+            started[0].send_signal(signal.SIGCONT)
         ended = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
         for process in started:
@@ -91,8 +98,9 @@ def test_every_process_puts_the_rows_that_it_needs_and_hears_what_the_others_say
 def test_a_stop_asked_for_in_one_process_is_at_one_step_in_both(tmp_path):
     first, second = results(pair("stopping", tmp_path))
     assert first == second
-    assert first["name"] == "SIGTERM"
-    assert first["step"] > 50
+    for step, name in first:  # one lookout after another
+        assert name == "SIGTERM"
+        assert step > 50
 
 
 @pytest.mark.slow
@@ -110,10 +118,30 @@ def test_a_process_that_is_killed_is_missed_by_name(which, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_says_so_to_the_other(tmp_path):
-    (status, _, errors), (failed, _, _) = pair("failing", tmp_path)
-    assert (status, failed) == (LOST, 7)
-    assert "process 1 of 2 failed: KeyError: 'its own fault'" in errors
+def test_a_process_0_that_is_held_is_missed_as_one_that_is_gone(tmp_path):
+    (_, _, _), (status, _, errors) = pair("frozen", tmp_path, thaw=True)
+    assert status == LOST, errors
+    assert "process 0 of 2, which coordinates the others, is lost" in errors
+    assert "No answer for 3 s" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_where_a_process_fails_by_itself_the_other_ends_with_its_status(which, tmp_path):
+    ended = pair("failing", tmp_path / str(which))
+    assert ended[which][0] == 2
+    status, _, errors = ended[1 - which]
+    assert status == 2, errors  # that of a user's mistake: the same command would fail again
+    assert f"process {which} of 2 failed: InputError: its own fault" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_fault_of_the_lookout_itself_is_not_taken_for_a_loss(which, tmp_path):
+    status, _, errors = pair("faulty", tmp_path / str(which))[which]
+    assert status == 1
+    assert f"the lookout of process {which} of 2 failed: TypeError" in errors
+    assert "Traceback" in errors
 
 
 # ---- one process ---------------------------------------------------------------------------------------------------
@@ -165,6 +193,18 @@ def test_a_process_on_its_own_agrees_with_itself():
     processes.barrier("alone")
     assert processes.told("said", "this") == "this"
     assert processes.gathered("who", "me") == ["me"]
+
+
+@pytest.mark.parametrize(("cluster", "kind"), [(Cluster(), InputError), (Cluster("localhost:1", 2, 0), ValueError)])
+def test_only_a_cluster_that_was_to_be_found_is_said_to_be_missing(cluster, kind, monkeypatch):
+    def initialize(*_, **__):
+        raise ValueError("a word of jax")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(ValueError, match="a word of jax") as raised:
+        processes.start(cluster, heartbeat=30)
+    assert raised.type is kind
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxlm.checkpoint import CheckpointStore, SaveError
 from jaxlm.config.schema import MeshConfig
+from jaxlm.contract import InputError
 from jaxlm.parallel import make_mesh, processes
 from jaxlm.parallel.lookout import Lookout
 
@@ -98,12 +99,16 @@ def saving(folder: Path) -> dict:
     return found
 
 
-def stopping(folder: Path) -> dict:
-    """Steps of 5 ms that wait for each other, until process 1 asks for a stop."""
-    lookout = Lookout(heartbeat=10)
+def stopping(folder: Path) -> list:
+    """Steps of 5 ms that wait for each other, until process 1 asks for a stop; then the same again, with another lookout."""
     mesh = make_mesh(MeshConfig(fsdp=4))
     array = processes.put(np.ones(4, np.float32), NamedSharding(mesh, P("fsdp")))
     total = jax.jit(jnp.sum)
+    return [_stopped(total, array) for _ in range(2)]
+
+
+def _stopped(total, array: jax.Array) -> list:
+    lookout = Lookout(heartbeat=10)
     for step in range(1, 100_000):
         total(array).block_until_ready()
         time.sleep(0.005)
@@ -113,7 +118,7 @@ def stopping(folder: Path) -> dict:
             break
     processes.barrier("end")
     lookout.close()
-    return {"step": step, "name": name}
+    return [step, name]
 
 
 def lost(folder: Path) -> dict:
@@ -127,14 +132,35 @@ def lost(folder: Path) -> dict:
     return {}
 
 
-def failing(folder: Path) -> dict:
-    """Process 1 fails, while process 0 waits for it."""
+def frozen(folder: Path) -> dict:
+    """Process 0 is held, as by a debugger or a disk, while process 1 waits for it. It goes on when it is told to."""
     lookout = Lookout(heartbeat=3)
     processes.barrier("begin")
-    if processes.index() == 1:
-        lookout.tell(KeyError("its own fault"))
-        os._exit(7)
+    if processes.index() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
     processes.barrier("end")
+    lookout.close()
+    return {}
+
+
+def failing(folder: Path) -> dict:
+    """The process that FOLDER names fails by a user's mistake, while the other waits for it."""
+    lookout = Lookout(heartbeat=3)
+    processes.barrier("begin")
+    if str(processes.index()) == folder.name:
+        lookout.tell(InputError("its own fault"))
+        os._exit(2)
+    processes.barrier("end")
+    return {}
+
+
+def faulty(folder: Path) -> dict:
+    """The lookout of the process that FOLDER names has a fault, while both wait."""
+    lookout = Lookout(heartbeat=3)
+    processes.barrier("begin")
+    if str(processes.index()) == folder.name:
+        lookout._look = None
+    time.sleep(60)
     return {}
 
 

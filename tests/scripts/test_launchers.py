@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.cli.output import Output
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 LOCAL = [sys.executable, str(SCRIPTS / "launch_local")]
 SHOW = "import os; print(os.environ['JAXLM_PROCESS_ID'], os.environ['JAXLM_NUM_PROCESSES'], os.environ['JAXLM_COORDINATOR'])"
@@ -111,25 +113,37 @@ def slurm(tmp_path):
     """The batch script where `srun` ends with a status, and `srun` and `scontrol` write down what they were told."""
     for name, status in (("srun", "${SRUN_STATUS}"), ("scontrol", "0")):
         tool = tmp_path / name
-        tool.write_text(f'#!/bin/sh\necho "{name} $*"\nexit {status}\n')
+        tool.write_text(f'#!/bin/sh\necho "{name} $*"\n[ {name} = srun ] && echo "$SRUN_SAYS"\nexit {status}\n')
         tool.chmod(0o755)
 
-    def call(status: int, *words: str) -> subprocess.CompletedProcess:
+    def call(status: int, *words: str, says: str = "", restarts: int = 0) -> subprocess.CompletedProcess:
         variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SRUN_STATUS": str(status), "SLURM_JOB_ID": "77"}
+        variables |= {"SRUN_SAYS": says, "SLURM_RESTART_COUNT": str(restarts)}
         command = ["bash", str(SCRIPTS / "launch_slurm.sbatch"), *words]
         return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
 
     return call
 
 
-@pytest.mark.parametrize(("status", "again"), [(0, False), (1, False), (2, False), (4, True), (5, True)])
+@pytest.mark.parametrize(("status", "again"), [(0, False), (1, False), (2, False), (4, True), (5, True), (137, True)])
 def test_a_slurm_job_that_lost_a_machine_or_hung_is_queued_again(slurm, status, again):
     done = slurm(status, "configs/tiny.py", "--mesh.fsdp", "16")
     first, *rest = done.stdout.splitlines()
-    assert first == "srun --kill-on-bad-exit=0 --label jaxlm train configs/tiny.py --mesh.fsdp 16 --distributed"
+    told = "jaxlm train configs/tiny.py --mesh.fsdp 16 --distributed --json"
+    assert first == f"srun --kill-on-bad-exit=0 --wait=300 --label {told}"
     assert rest == (["scontrol requeue 77"] if again else [])
     assert done.returncode == status
     assert slurm(0).returncode == 2
+
+
+@pytest.mark.parametrize(("step", "restarts", "again"), [(8, 0, True), (20, 0, False), (8, 99, True), (8, 100, False)])
+def test_a_slurm_job_that_was_stopped_before_its_last_step_is_queued_again_but_not_for_ever(
+    slurm, capsys, step, restarts, again
+):
+    Output(as_json=True).result({"run": "runs/tiny", "step": step, "steps": 20, "loss": 1.0})
+    done = slurm(0, "configs/tiny.py", says=f"0: {capsys.readouterr().out.strip()}", restarts=restarts)
+    assert ("scontrol requeue 77" in done.stdout) == again
+    assert done.returncode == 0
 
 
 def test_the_slurm_directives_are_options_of_sbatch():

@@ -31,8 +31,7 @@ def test_a_step_that_does_not_end_ends_the_process_with_its_name_and_the_stacks(
 
 def test_the_first_piece_of_a_kind_has_more_time(monkeypatch):
     ends = []
-    monkeypatch.setattr("jaxlm.train.watchdog.leave", lambda status, message: ends.append((status, message)))
-    monkeypatch.setattr("jaxlm.train.watchdog.faulthandler.dump_traceback", lambda **_: None)
+    monkeypatch.setattr("jaxlm.train.watchdog.leave", lambda *words, **_: ends.append(words))
     watchdog = Watchdog(100.0)
     watchdog.at("step", 1)
     assert watchdog._piece[2] == 100.0 * FIRST

@@ -1,0 +1,389 @@
+#!/usr/bin/env python3
+"""The training step against an equivalent PyTorch model, and where its time and its memory go: tables, JSON beside them.
+
+    scripts/bench_train.py [--torch PYTHON] [--models cpu,...] [--only peers,profile,input,compile,memory] [--out FILE.json]
+
+PYTHON is an interpreter with torch and this project (this one by default); where torch is absent, the tables say so. On a CPU
+the model is `cpu`, in float32; on a GPU `124M` and `1B`, in bfloat16. Every party has a process of its own; the rounds go
+through all of them in turn, and a figure is the least of the rounds. Two figures are given on a CPU: seconds by the clock, and
+seconds of the processors, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import glob
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from bench_train_process import batch_of, config  # noqa: E402
+
+from jaxlm.config.schema import RunConfig  # noqa: E402
+from jaxlm.parallel import make_mesh  # noqa: E402
+from jaxlm.train import train_step  # noqa: E402
+from jaxlm.train.state import abstract_state, initial_state, put_batch  # noqa: E402
+
+MODELS: dict[str, dict[str, Any]] = {
+    "cpu": dict(vocab_size=10_000, d_model=512, n_layers=4, n_heads=16, d_ff=1344, context_length=256, batch_size=8),
+    "124M": dict(vocab_size=50_257, d_model=768, n_layers=12, n_heads=12, context_length=1024, batch_size=32),
+    "1B": dict(vocab_size=50_257, d_model=2048, n_layers=18, n_heads=16, context_length=2048, batch_size=8),
+}
+PARTIES = ("jaxlm", "jaxlm bare", "torch eager", "torch compile")
+SCOPES = ("attention", "feed_forward", "head", "embedding", "optimizer", "norms")
+Row = dict[str, Any]
+
+
+def flops_per_token(cfg: RunConfig) -> float:
+    """Of forward and backward: 6 for every weight of a matrix product, and causal attention, of which half is computed.
+
+    Attention has two products of 2 * N * H FLOPs a pair of positions, (T + 1) / 2 pairs a token, and twice that backward.
+    """
+    m = cfg.model
+    width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
+    matrices = 3 if m.ffn == "swiglu" else 2
+    layer = 2 * m.d_model * (width + kv_width) + matrices * m.d_model * m.ff_width
+    weights = m.n_layers * layer + m.padded_vocab * m.d_model
+    return 6.0 * weights + 3 * m.n_layers * 2 * 2 * width * (m.context_length + 1) / 2
+
+
+def least_seconds(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Seconds by the clock of each function, the least of `rounds` through all of them, after one call of each."""
+    best = dict.fromkeys(functions, float("inf"))
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(function())
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - began)
+    return best
+
+
+# ---- against PyTorch -------------------------------------------------------------------------------------------------
+
+
+class Party:
+    """A process of bench_train_process.py."""
+
+    def __init__(self, name: str, model: Row, torch_python: str):
+        python = torch_python if name.startswith("torch") else sys.executable
+        command = [python, str(ROOT / "scripts" / "bench_train_process.py"), name, json.dumps(model)]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
+        )
+        self.first = self._answer()
+
+    def _answer(self) -> Row:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._errors.seek(0)
+        return {"error": (self._errors.read().strip().splitlines() or ["no word"])[-1][:300]}
+
+    def steps(self, count: int) -> Row:
+        """Seconds for so many steps."""
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._errors.close()
+
+
+def peers(name: str, model: Row, torch_python: str, rounds: int) -> list[Row]:
+    """Every party's steps, in turn. A GPU holds one party's model at a time, so there the parties follow one another."""
+    cfg, cpu = config(model), jax.default_backend() == "cpu"
+    count = 1 if cpu else 10
+    rows: dict[str, Row] = {}
+    living: dict[str, Party] = {}
+
+    def begin(party: str) -> None:
+        opened = Party(party, model, torch_python)
+        rows[party] = {"model": name, "name": party, "tokens": count * cfg.tokens_per_step, "first_seconds": None}
+        if "error" in opened.first:
+            rows[party]["error"] = opened.first["error"]
+            opened.close()
+        else:
+            rows[party]["first_seconds"] = opened.first["seconds"]
+            living[party] = opened
+
+    def turn() -> None:
+        for party, opened in living.items():
+            found, row = opened.steps(count), rows[party]
+            for key in ("seconds", "cpu_seconds"):
+                row[key] = min(row.get(key, float("inf")), found[key])
+
+    for party in PARTIES:
+        begin(party)
+        if not cpu or party == PARTIES[-1]:
+            for _ in range(rounds):
+                turn()
+            for opened in living.values():
+                opened.close()
+            living.clear()
+    return list(rows.values())
+
+
+# ---- where the time goes -----------------------------------------------------------------------------------------------
+
+
+def matmul_peak(dtype: str) -> float:
+    """The best rate of one matrix product of this machine, FLOP/s, over a few sizes."""
+    sizes = ((1024,) * 3, (2048,) * 3, (2048, 512, 1344)) if jax.default_backend() == "cpu" else ((4096,) * 3, (8192,) * 3)
+    best = 0.0
+    for m, k, n in sizes:
+        a, b = (jax.random.normal(jax.random.key(0), shape).astype(dtype) for shape in ((m, k), (k, n)))
+        product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest" if a.dtype == jnp.float32 else None))
+        seconds = least_seconds({"": lambda a=a, b=b, product=product: [product(a, b) for _ in range(4)]}, 8)[""] / 4
+        best = max(best, 2.0 * m * k * n / seconds)
+    return best
+
+
+def ready(cfg: RunConfig) -> tuple[Any, Any, Any, Any]:
+    """Mesh, compiled step, state and batch."""
+    mesh = make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        state, batch = initial_state(cfg, mesh), put_batch(batch_of(cfg), cfg, mesh)
+        return mesh, train_step.lower(state, batch).compile(), state, batch
+
+
+def traced(run: Callable[[], Any], steps: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds of every call of each operation in a profile of `steps` runs, and the least seconds of a run."""
+    found, least = collections.defaultdict(list), float("inf")
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                began = time.perf_counter()
+                run()
+                least = min(least, time.perf_counter() - began)
+        path = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)[0]
+        for plane in jax.profiler.ProfileData.from_file(path).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if operation := dict(event.stats).get("hlo_op"):
+                        found[operation].append(event.duration_ns / 1e9)
+    return found, least
+
+
+def profile(name: str, cfg: RunConfig, steps: int = 6) -> Row:
+    """Seconds of a step by named scope, matrix products apart; each operation at the mean of its quicker half of calls."""
+    _, compiled, state, batch = ready(cfg)
+    text, held = compiled.as_text(), [state]
+
+    def run() -> None:
+        held[0], _ = compiled(held[0], batch)
+        jax.block_until_ready(held[0])
+
+    run()
+    found, least = traced(run, steps)
+    names = dict(re.findall(r'%(\S+) = [^\n]*?op_name="([^"]*)"', text))
+    scopes: collections.Counter[tuple[str, str]] = collections.Counter()
+    for operation, seconds in found.items():
+        if operation.startswith(("while", "call", "conditional")):  # they hold the others
+            continue
+        quick = sorted(seconds)[: max(1, len(seconds) // 2)]
+        path = names.get(operation, "")
+        where = next((scope for scope in SCOPES if scope in path), "other" if path else "fills and copies without a name")
+        way = "backward" if "transpose(" in path else "forward"
+        kind = "products" if path.endswith("dot_general") or operation.startswith("dot") else "rest"
+        scopes[where if where not in SCOPES[:3] else f"{where}, {way}", kind] += sum(quick) / len(quick) * len(seconds) / steps
+    dtype = "bfloat16" if cfg.train.precision == "bfloat16" else "float32"
+    peak, flops = matmul_peak(dtype), flops_per_token(cfg) * cfg.tokens_per_step
+    parts = [{"scope": scope, "kind": kind, "seconds": seconds} for (scope, kind), seconds in scopes.most_common()]
+    return {
+        "model": name,
+        "seconds": least,
+        "peak_flops": peak,
+        "dtype": dtype,
+        "flops": flops,
+        "mfu": flops / least / peak,
+        "parts": parts,
+    }
+
+
+# ---- the host's pipeline, compilation, memory --------------------------------------------------------------------------
+
+
+def pipeline(name: str, cfg: RunConfig, rounds: int) -> Row:
+    """Tokens/s of all that the host does for a step: the batch, its contract, its CRC, its bytes, the copy to the device."""
+    from jaxlm.data import batch, batch_crc, check_batch
+    from jaxlm.data.shards import TokenStream
+    from jaxlm.train.validate import label_bytes
+
+    rng, size = np.random.default_rng(0), 8_000_000
+    ids = rng.integers(0, cfg.model.vocab_size, size).astype(np.uint16)
+    starts = np.unique(np.concatenate([[0, size], rng.integers(1, size, size // 600)]))
+    stream = TokenStream((ids,), np.array([0]), starts)
+    lengths, mesh = rng.integers(1, 10, cfg.model.padded_vocab), make_mesh(cfg.mesh)
+    T = cfg.model.context_length
+
+    def one(step: int) -> Any:
+        made = batch(stream, step=step, seed=0, batch_size=cfg.train.batch_size, context_length=T)
+        check_batch(made, vocab_size=cfg.model.vocab_size, context_length=T, min_supervised=0.05, label="batch")
+        batch_crc(made)
+        label_bytes(made.labels, made.loss_mask, lengths)
+        return put_batch(made, cfg, mesh)
+
+    seconds = least_seconds({"host": lambda: [one(step) for step in range(20)]}, rounds)["host"] / 20
+    return {"model": name, "seconds": seconds, "tokens_per_second": cfg.tokens_per_step / seconds}
+
+
+def compiled_for(model: Row) -> tuple[float, Any]:
+    """Seconds to trace and compile a step, and the program; no array is made, no cache is read."""
+    cfg = config(model)
+    mesh = make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        state = abstract_state(cfg, mesh)
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), put_batch(batch_of(cfg), cfg, mesh)
+        )
+        began = time.process_time()
+        program = train_step.lower(state, batch).compile()
+        return time.process_time() - began, program
+
+
+def compilation(name: str, model: Row, rounds: int) -> list[Row]:
+    """Processor seconds to compile 4 and 16 layers, the layers scanned, the least of the rounds."""
+    rows = [{"model": name, "layers": layers, "seconds": float("inf")} for layers in (4, 16)]
+    for _ in range(rounds):
+        for row in rows:
+            jax.clear_caches()
+            row["seconds"] = min(row["seconds"], compiled_for({**model, "n_layers": row["layers"]})[0])
+    return rows
+
+
+def memory(name: str, model: Row) -> list[Row]:
+    """Bytes of a step beside its arguments, by XLA's own account; the logits of the batch, float32, for comparison."""
+    cfg = config(model)
+    whole = cfg.tokens_per_step
+    forms = {
+        "all logits at once, no remat": {"loss_chunk": whole},
+        "all logits at once, remat of blocks": {"loss_chunk": whole, "remat": "block"},
+        "logits in blocks, no remat": {},
+        "logits in blocks, remat of blocks": {"remat": "block"},
+    }
+    rows = []
+    for form, fields in forms.items():
+        analysis = compiled_for({**model, **fields})[1].memory_analysis()
+        row = {"model": name, "name": form, "temporary_bytes": analysis.temp_size_in_bytes}
+        rows.append(
+            {**row, "argument_bytes": analysis.argument_size_in_bytes, "logits_bytes": 4 * whole * cfg.model.padded_vocab}
+        )
+    return rows
+
+
+# ---- tables --------------------------------------------------------------------------------------------------------------
+
+
+def peers_table(rows: list[Row], flops: float) -> Iterable[str]:
+    """Tokens/s, and times as fast as each form of torch, by the clock and by the processors."""
+    others = [row for row in rows if row["name"].startswith("torch") and "seconds" in row]
+    yield f"{'':<16}{'tokens/s':>10}{'TFLOP/s':>9}{'clock s':>9}{'CPU s':>9}" + "".join(f"{row['name']:>26}" for row in others)
+    for row in rows:
+        if "error" in row:
+            yield f"{row['name']:<16}absent: {row['error']}"
+            continue
+        rate = row["tokens"] / row["seconds"]
+        times = (f"{o['seconds'] / row['seconds']:.2f} x, CPU {o['cpu_seconds'] / row['cpu_seconds']:.2f} x" for o in others)
+        figures = f"{rate:>10.0f}{rate * flops / 1e12:>9.3f}{row['seconds']:>9.3f}{row['cpu_seconds']:>9.3f}"
+        yield f"{row['name']:<16}{figures}" + "".join(f"{t:>26}" for t in times)
+    told = {row["name"]: row for row in rows if "seconds" in row}
+    if "jaxlm" in told and "jaxlm bare" in told:
+        clock, busy = (told["jaxlm"][key] / told["jaxlm bare"][key] for key in ("seconds", "cpu_seconds"))
+        yield f"telemetry of every step against none: {clock:.3f} x by the clock, {busy:.3f} x of the processors"
+
+
+def profile_table(row: Row) -> Iterable[str]:
+    """The step by scope."""
+    yield (
+        f"step {row['seconds']:.3f} s, {row['flops'] / 1e9:.0f} GFLOP; measured {row['dtype']} peak "
+        f"{row['peak_flops'] / 1e9:.0f} GFLOP/s: MFU {row['mfu']:.1%}"
+    )
+    for part in row["parts"]:
+        yield f"  {part['scope']:<36}{part['kind']:<10}{1e3 * part['seconds']:>9.1f} ms{part['seconds'] / row['seconds']:>8.1%}"
+    left = row["seconds"] - sum(part["seconds"] for part in row["parts"])
+    yield f"  {'between operations (or side by side)':<46}{1e3 * left:>9.1f} ms{left / row['seconds']:>8.1%}"
+
+
+def main() -> int:
+    """Measure, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch", default=sys.executable, metavar="PYTHON", help="an interpreter with torch and this project")
+    parser.add_argument("--models", default="cpu" if jax.default_backend() == "cpu" else "124M,1B", help=", ".join(MODELS))
+    parser.add_argument("--only", default="peers,profile,input,compile,memory", help="what to measure")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--out", default=str(ROOT / "docs" / "bench" / "train.json"), help="where the JSON goes")
+    args = parser.parse_args()
+    only, device = args.only.split(","), jax.devices()[0]
+    jax.config.update("jax_enable_compilation_cache", False)
+    finding = "import importlib.metadata as m; print(m.version('torch'))"
+    torch = subprocess.run([args.torch, "-c", finding], capture_output=True, text=True, check=False).stdout.strip()
+    body: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "machine": f"{device.device_kind}, {platform.machine()}, {os.cpu_count()} processors",
+        "versions": {"jax": jax.__version__, "numpy": importlib.metadata.version("numpy"), "torch": torch or "absent"},
+        "rounds": args.rounds,
+        "models": {name: MODELS[name] for name in args.models.split(",")},
+    }
+    print(f"{body['date']}  Python {body['python']}  {body['machine']}  {body['versions']}\n")
+    for name, fields in body["models"].items():
+        if jax.default_backend() != "cpu":
+            fields["precision"] = "bfloat16"
+        cfg = config(fields)
+        if "peers" in only:
+            rows = peers(name, fields, args.torch, args.rounds)
+            body.setdefault("peers", []).extend(rows)
+            print(f"{name}: {fields}\n" + "\n".join(peers_table(rows, flops_per_token(cfg))), "\n", flush=True)
+        if "input" in only:
+            row = pipeline(name, cfg, args.rounds)
+            step = next((r for r in body.get("peers", []) if r["model"] == name and r["name"] == "jaxlm"), None)
+            beside = f", {row['tokens_per_second'] * step['seconds'] / step['tokens']:.0f} x the model's" if step else ""
+            body.setdefault("input", []).append(row)
+            print(f"{name}: the host's pipeline makes {row['tokens_per_second']:.0f} tokens/s{beside}\n", flush=True)
+        if "profile" in only:
+            row = profile(name, cfg)
+            body.setdefault("profile", []).append(row)
+            print(f"{name}: " + "\n".join(profile_table(row)), "\n", flush=True)
+        if "compile" in only:
+            rows = compilation(name, fields, 2)
+            body.setdefault("compile", []).extend(rows)
+            shown = ", ".join(f"{row['layers']} layers {row['seconds']:.1f} s" for row in rows)
+            print(
+                f"{name}: to compile, of the processors: {shown}: {rows[1]['seconds'] / rows[0]['seconds']:.2f} x\n", flush=True
+            )
+        if "memory" in only:
+            rows = memory(name, fields)
+            body.setdefault("memory", []).extend(rows)
+            print(f"{name}: MB beside the arguments; the logits of the batch are {rows[0]['logits_bytes'] / 1e6:.0f} MB")
+            print("\n".join(f"  {row['name']:<40}{row['temporary_bytes'] / 1e6:>9.0f}" for row in rows), "\n", flush=True)
+        Path(args.out).write_text(json.dumps(body, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

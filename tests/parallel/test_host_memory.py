@@ -1,0 +1,39 @@
+"""Memory that is freed is used again without a page fault."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm.parallel.host_memory import keep_memory
+
+CHILD = """
+import resource, sys
+import numpy as np
+from jaxlm.parallel.host_memory import keep_memory
+
+if sys.argv[1] == "kept" and not keep_memory():
+    raise SystemExit(9)
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(8_000_000)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+def faults(how):
+    done = subprocess.run([sys.executable, "-c", CHILD, how], capture_output=True, text=True, check=False)
+    if done.returncode == 9:
+        pytest.skip("the C library is not glibc")
+    return int(done.stdout)
+
+
+def test_a_freed_block_is_used_again_without_page_faults():
+    assert faults("kept") < 100 < faults("as it is")
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("platform.libc_ver", lambda: ("musl", "1.2"))
+    assert keep_memory() is False

@@ -1,0 +1,61 @@
+"""The product with a weight against einsum and its derivatives, and the gradients that it does not transpose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config.schema import MeshConfig
+from jaxlm.parallel import make_mesh
+from jaxlm.parallel.products import product, suits
+from jaxlm.parallel.rules import PRESETS
+
+SIZES = {"B": 2, "T": 3, "D": 4, "F": 6, "N": 2, "H": 3, "K": 1}
+EQUATIONS = ["BTD,DF->BTF", "BTF,FD->BTD", "BTD,DNH->BTNH", "BTD,DKH->BTKH", "BTNH,NHD->BTD"]
+
+
+def operands(equation):
+    letters = equation.split("->")[0].split(",")
+    keys = jax.random.split(jax.random.key(0), 2)
+    return [jax.random.normal(key, [SIZES[a] for a in of]) for key, of in zip(keys, letters, strict=True)]
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_values_and_gradients_are_those_of_einsum(equation):
+    x, weight = operands(equation)
+    assert suits(x, weight, equation)
+
+    def both(function):
+        return jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(function(x, w))), (0, 1))(x, weight)
+
+    ours, plain = both(lambda x, w: product(equation, None, x, w)), both(lambda x, w: jnp.einsum(equation, x, w))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_a_mesh_of_one_device_gives_the_same(equation):
+    x, weight = operands(equation)
+    rules = PRESETS["single"]
+    of_x = equation.split(",")[0]
+    expected = jax.grad(lambda x, w: jnp.sum(jnp.sin(jnp.einsum(equation, x, w))), (0, 1))(x, weight)
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        laid = jax.device_put(x, rules.activation(of_x))
+        whole = jax.device_put(weight, jax.P())
+        found = jax.grad(lambda x, w: jnp.sum(jnp.sin(rules.einsum(equation, x, w))), (0, 1))(laid, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_what_positions_do_not_lead_or_a_weight_shares_is_left_to_einsum():
+    x = jnp.ones((2, 3, 4))
+    assert not suits(x, jnp.ones((2, 4, 5)), "BTD,BDF->BTF")
+    assert not suits(jnp.ones((3, 4)), jnp.ones((4, 5)), "TD,DF->TF")
+
+
+def test_the_narrower_operand_comes_first_in_the_gradient_of_a_weight():
+    for equation, first in (("BTD,DF->BTF", 4), ("BTF,FD->BTD", 4)):
+        x, weight = operands(equation)
+        text = str(jax.make_jaxpr(jax.grad(lambda w, x=x, e=equation: jnp.sum(jnp.sin(product(e, None, x, w)))))(weight))
+        shapes = [line for line in text.splitlines() if "dimension_numbers=(([0, 1], [0, 1])" in line]
+        made = text[: text.index("dimension_numbers=(([0, 1], [0, 1])")].rsplit(":", 1)[1]
+        assert shapes
+        assert made.startswith(f"f32[{first},6]")
