@@ -38,12 +38,14 @@ def named_input(x_BTD: jax.Array) -> jax.Array:
 
 
 def rematerialised(step: Callable, remat: str, *, scanned: bool) -> Callable:
-    """`step`, one block, under a policy: a name of `TrainConfig.remat`.
+    """`step`, one block, under a policy: a name of `TrainConfig.remat`, or "nothing", which computes nothing again.
 
     scanned: whether it is the body of a scan, where forward and backward are loops of their own, and nothing has to keep the
     compiler from merging what is computed twice.
     """
     policies = jax.checkpoint_policies
+    if remat == "nothing":
+        return step
     if remat == "none":
         policy = _worth_keeping
     elif remat == "dots":

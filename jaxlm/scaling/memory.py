@@ -192,7 +192,7 @@ def _working(step: _Step) -> float:
     residual stream. Where the block is computed again as a whole, nothing is read in place: six, and two of the hidden width.
     """
     whole = step.cfg.train.remat in ("block", "offload")
-    read = kept_of(step.cfg, "none")
+    read = kept_of(step.cfg, "nothing")
     on_the_way = (6 if whole else 4) * step.positions * step.cfg.model.d_model + (2 * step.hidden if whole else 0.0)
     narrow = read.activations + on_the_way * WIDTH[step.cfg.train.precision]
     wide = read.activations * (1 + read.narrow) + on_the_way * 4

@@ -40,13 +40,12 @@ class Kept:
 
 
 def kept_of(cfg: RunConfig, remat: str = "") -> Kept:
-    """What a micro-batch of `cfg` keeps under its mesh, its rules and a policy (that of `train.remat` by default).
+    """What a micro-batch of `cfg` keeps under its mesh, its rules and a policy of `jaxlm.model.remat` (by default its own).
 
     Two layers, unrolled, less one. Touches no device: everything is shapes.
     """
-    changed: dict[str, Any] = {"remat": remat} if remat else {}
-    train = dataclasses.replace(cfg.train, **changed)
-    one, two = (_kept(dataclasses.replace(cfg.model, n_layers=n, scan_layers=False), train, cfg.mesh) for n in (1, 2))
+    models = (dataclasses.replace(cfg.model, n_layers=n, scan_layers=False) for n in (1, 2))
+    one, two = (_kept(model, cfg.train, cfg.mesh, remat or cfg.train.remat) for model in models)
     layer = {name: two[name] - one[name] for name in one}
     wide = layer["activations"]
     return Kept(
@@ -58,7 +57,7 @@ def kept_of(cfg: RunConfig, remat: str = "") -> Kept:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(model: ModelConfig, train: TrainConfig, mesh_config: MeshConfig) -> dict[str, int]:
+def _kept(model: ModelConfig, train: TrainConfig, mesh_config: MeshConfig, remat: str) -> dict[str, int]:
     rules, policy = rules_of(mesh_config, model.kv_heads), POLICIES[train.precision]
     rows, length = train.batch_size // train.grad_accum, model.context_length
     with traced_on(mesh_config) as mesh:
@@ -72,9 +71,7 @@ def _kept(model: ModelConfig, train: TrainConfig, mesh_config: MeshConfig) -> di
             mask = Mask.packed(segments, positions, window=model.window)
 
             def last(params: Any) -> Any:
-                return hidden(
-                    params, tokens, model, mask, policy=policy, rules=rules, dropout_key=key, remat=train.remat
-                )[0]  # fmt: skip
+                return hidden(params, tokens, model, mask, policy=policy, rules=rules, dropout_key=key, remat=remat)[0]
 
             return jax.tree.leaves(jax.vjp(last, params)[1])
 
