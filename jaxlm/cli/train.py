@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Train."""
+    from jaxlm.parallel.host_memory import keep_memory
+
+    keep_memory()  # before other threads start
     path = Path(args.config)
     where: Path | None = Path(args.out) if args.out else None
     original: Path | None = None
