@@ -154,8 +154,11 @@ def scans(jaxpr):
 
 def carries(equation):
     """Shape and dtype of what a scan carries from turn to turn."""
-    first = equation.params["num_consts"]
-    return [(v.aval.shape, str(v.aval.dtype)) for v in equation.invars[first : first + equation.params["num_carry"]]]
+    if "num_consts" in equation.params:
+        consts, carried = equation.params["num_consts"], equation.params["num_carry"]
+    else:  # jax 0.12: trees of constants, carries and what is scanned
+        consts, carried = (len(list(part)) for part in equation.params["ft_in"].unpack()[:2])
+    return [(v.aval.shape, str(v.aval.dtype)) for v in equation.invars[consts : consts + carried]]
 
 
 def narrow_sums(precision, model, **train):
