@@ -12,19 +12,16 @@ seconds of the processors, which other work on the machine disturbs less.
 from __future__ import annotations
 
 import argparse
-import collections
 import datetime
-import glob
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from bench_train_process import batch_of, config  # noqa: E402
+from bench_train_profile import Row, least_seconds, profile, profile_table  # noqa: E402
 
 from jaxlm.config.schema import RunConfig  # noqa: E402
 from jaxlm.parallel import make_mesh  # noqa: E402
+from jaxlm.scaling.accounting import flops_per_token  # noqa: E402
 from jaxlm.train import train_step  # noqa: E402
-from jaxlm.train.state import abstract_state, initial_state, put_batch  # noqa: E402
+from jaxlm.train.state import abstract_state, put_batch  # noqa: E402
 
 MODELS: dict[str, dict[str, Any]] = {
     "cpu": dict(vocab_size=10_000, d_model=512, n_layers=4, n_heads=16, d_ff=1344, context_length=256, batch_size=8),
@@ -47,33 +45,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "1B": dict(vocab_size=50_257, d_model=2048, n_layers=18, n_heads=16, context_length=2048, batch_size=8),
 }
 PARTIES = ("jaxlm", "jaxlm bare", "torch eager", "torch compile")
-SCOPES = ("attention", "feed_forward", "head", "embedding", "optimizer", "norms")
-Row = dict[str, Any]
-
-
-def flops_per_token(cfg: RunConfig) -> float:
-    """Of forward and backward: 6 for every weight of a matrix product, and causal attention, of which half is computed.
-
-    Attention has two products of 2 * N * H FLOPs a pair of positions, (T + 1) / 2 pairs a token, and twice that backward.
-    """
-    m = cfg.model
-    width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
-    matrices = 3 if m.ffn == "swiglu" else 2
-    layer = 2 * m.d_model * (width + kv_width) + matrices * m.d_model * m.ff_width
-    weights = m.n_layers * layer + m.padded_vocab * m.d_model
-    return 6.0 * weights + 3 * m.n_layers * 2 * 2 * width * (m.context_length + 1) / 2
-
-
-def least_seconds(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Seconds by the clock of each function, the least of `rounds` through all of them, after one call of each."""
-    best = dict.fromkeys(functions, float("inf"))
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            jax.block_until_ready(function())
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - began)
-    return best
 
 
 # ---- against PyTorch -------------------------------------------------------------------------------------------------
@@ -146,83 +117,6 @@ def peers(name: str, model: Row, torch_python: str, rounds: int) -> list[Row]:
                 opened.close()
             living.clear()
     return list(rows.values())
-
-
-# ---- where the time goes -----------------------------------------------------------------------------------------------
-
-
-def matmul_peak(dtype: str) -> float:
-    """The best rate of one matrix product of this machine, FLOP/s, over a few sizes."""
-    sizes = ((1024,) * 3, (2048,) * 3, (2048, 512, 1344)) if jax.default_backend() == "cpu" else ((4096,) * 3, (8192,) * 3)
-    best = 0.0
-    for m, k, n in sizes:
-        a, b = (jax.random.normal(jax.random.key(0), shape).astype(dtype) for shape in ((m, k), (k, n)))
-        product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest" if a.dtype == jnp.float32 else None))
-        seconds = least_seconds({"": lambda a=a, b=b, product=product: [product(a, b) for _ in range(4)]}, 8)[""] / 4
-        best = max(best, 2.0 * m * k * n / seconds)
-    return best
-
-
-def ready(cfg: RunConfig) -> tuple[Any, Any, Any, Any]:
-    """Mesh, compiled step, state and batch."""
-    mesh = make_mesh(cfg.mesh)
-    with jax.set_mesh(mesh):
-        state, batch = initial_state(cfg, mesh), put_batch(batch_of(cfg), cfg, mesh)
-        return mesh, train_step.lower(state, batch).compile(), state, batch
-
-
-def traced(run: Callable[[], Any], steps: int) -> tuple[dict[str, list[float]], float]:
-    """Seconds of every call of each operation in a profile of `steps` runs, and the least seconds of a run."""
-    found, least = collections.defaultdict(list), float("inf")
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(steps):
-                began = time.perf_counter()
-                run()
-                least = min(least, time.perf_counter() - began)
-        path = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)[0]
-        for plane in jax.profiler.ProfileData.from_file(path).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    if operation := dict(event.stats).get("hlo_op"):
-                        found[operation].append(event.duration_ns / 1e9)
-    return found, least
-
-
-def profile(name: str, cfg: RunConfig, steps: int = 6) -> Row:
-    """Seconds of a step by named scope, matrix products apart; each operation at the mean of its quicker half of calls."""
-    _, compiled, state, batch = ready(cfg)
-    text, held = compiled.as_text(), [state]
-
-    def run() -> None:
-        held[0], _ = compiled(held[0], batch)
-        jax.block_until_ready(held[0])
-
-    run()
-    found, least = traced(run, steps)
-    names = dict(re.findall(r'%(\S+) = [^\n]*?op_name="([^"]*)"', text))
-    scopes: collections.Counter[tuple[str, str]] = collections.Counter()
-    for operation, seconds in found.items():
-        if operation.startswith(("while", "call", "conditional")):  # they hold the others
-            continue
-        quick = sorted(seconds)[: max(1, len(seconds) // 2)]
-        path = names.get(operation, "")
-        where = next((scope for scope in SCOPES if scope in path), "other" if path else "fills and copies without a name")
-        way = "backward" if "transpose(" in path else "forward"
-        kind = "products" if path.endswith("dot_general") or operation.startswith("dot") else "rest"
-        scopes[where if where not in SCOPES[:3] else f"{where}, {way}", kind] += sum(quick) / len(quick) * len(seconds) / steps
-    dtype = "bfloat16" if cfg.train.precision == "bfloat16" else "float32"
-    peak, flops = matmul_peak(dtype), flops_per_token(cfg) * cfg.tokens_per_step
-    parts = [{"scope": scope, "kind": kind, "seconds": seconds} for (scope, kind), seconds in scopes.most_common()]
-    return {
-        "model": name,
-        "seconds": least,
-        "peak_flops": peak,
-        "dtype": dtype,
-        "flops": flops,
-        "mfu": flops / least / peak,
-        "parts": parts,
-    }
 
 
 # ---- the host's pipeline, compilation, memory --------------------------------------------------------------------------
@@ -317,18 +211,6 @@ def peers_table(rows: list[Row], flops: float) -> Iterable[str]:
         yield f"telemetry of every step against none: {clock:.3f} x by the clock, {busy:.3f} x of the processors"
 
 
-def profile_table(row: Row) -> Iterable[str]:
-    """The step by scope."""
-    yield (
-        f"step {row['seconds']:.3f} s, {row['flops'] / 1e9:.0f} GFLOP; measured {row['dtype']} peak "
-        f"{row['peak_flops'] / 1e9:.0f} GFLOP/s: MFU {row['mfu']:.1%}"
-    )
-    for part in row["parts"]:
-        yield f"  {part['scope']:<36}{part['kind']:<10}{1e3 * part['seconds']:>9.1f} ms{part['seconds'] / row['seconds']:>8.1%}"
-    left = row["seconds"] - sum(part["seconds"] for part in row["parts"])
-    yield f"  {'between operations (or side by side)':<46}{1e3 * left:>9.1f} ms{left / row['seconds']:>8.1%}"
-
-
 def main() -> int:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -358,7 +240,7 @@ def main() -> int:
         if "peers" in only:
             rows = peers(name, fields, args.torch, args.rounds)
             body.setdefault("peers", []).extend(rows)
-            print(f"{name}: {fields}\n" + "\n".join(peers_table(rows, flops_per_token(cfg))), "\n", flush=True)
+            print(f"{name}: {fields}\n" + "\n".join(peers_table(rows, flops_per_token(cfg.model).model)), "\n", flush=True)
         if "input" in only:
             row = pipeline(name, cfg, args.rounds)
             step = next((r for r in body.get("peers", []) if r["model"] == name and r["name"] == "jaxlm"), None)

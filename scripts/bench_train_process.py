@@ -2,8 +2,9 @@
 
     bench_train_process.py NAME MODEL   with MODEL the fields of a ModelConfig, batch_size and precision, as JSON
 
-NAME is jaxlm, "jaxlm bare" (without telemetry), "torch eager" or "torch compile". Every line on the standard input is a number
-of steps; every answer a line of JSON: seconds by the clock and of the processors for them, and the last loss.
+NAME is jaxlm, "jaxlm bare" (without telemetry, in the step and on the host), "torch eager" or "torch compile". Every line on
+the standard input is a number of steps; every answer a line of JSON: seconds by the clock and of the processors for them, and
+the last loss.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +47,11 @@ def batch_of(cfg: RunConfig) -> Any:
 
 
 def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
-    """The step that users take: `train_step` under a mesh, telemetry and all. bare: only what the next step needs."""
-    from jaxlm.parallel.host_memory import keep_memory
+    """What a run does for a step: `train_step` under a mesh, its telemetry read, and its line written to a log.
+
+    bare: only what the next step needs.
+    """
+    from jaxlm.train.host_memory import keep_memory
 
     keep_memory()  # as `jaxlm train` does
     import jax
@@ -53,20 +59,27 @@ def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
     from jaxlm.parallel import make_mesh
     from jaxlm.train import train_step
     from jaxlm.train.state import initial_state, put_batch
+    from jaxlm.watch import ChainedLog, record_of
 
     mesh = make_mesh(cfg.mesh)
     # What nobody reads is not computed: the compiler leaves it out.
     step = jax.jit(lambda state, batch: (train_step(state, batch)[0], None), donate_argnums=0) if bare else train_step
     with jax.set_mesh(mesh):
         state, batch = initial_state(cfg, mesh), put_batch(batch_of(cfg), cfg, mesh)
+    log = ChainedLog(Path(tempfile.mkdtemp()) / "telemetry.jsonl")
 
     def steps(count: int) -> float:
         nonlocal state
+        loss = float("nan")
         with jax.set_mesh(mesh):
             for _ in range(count):
                 state, telemetry = step(state, batch)
+                if telemetry is not None:
+                    record = record_of(telemetry, labels_bytes=4 * batch.labels.size)
+                    log.append(record)
+                    loss = record["loss"]
             jax.block_until_ready(state)
-        return float("nan") if telemetry is None else float(telemetry.loss)
+        return loss
 
     return steps
 

@@ -296,6 +296,7 @@ class CheckpointStore:
         expect: facts, or kinds of parents, with the value that they must have.
         allow_older: take the next older checkpoint where this one is damaged. Each one passed over is warned about and
         recorded in the returned manifest as `provenance["refused"]`, a list of `{"step", "error"}`.
+        In a cluster every process reads the leaves whole, in host memory, and keeps what its devices hold.
 
         Raises InputError where there is no such checkpoint. Raises ContractError where a leaf is missing, extra, or of
         another shape or dtype, or a fact differs (before any data is read, and whatever `allow_older` says), and where any

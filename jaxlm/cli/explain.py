@@ -30,7 +30,7 @@ KINDS = "h100, h200, a100, b200, v4, v5e, v5p, v6e or cpu"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxlm explain`."""
     parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help="devices; those of the config's mesh by default")
+    parser.add_argument("--devices", type=int, metavar="N", help="devices; those of the config's mesh by default")
     parser.add_argument("--kind", default="h100", metavar="KIND", help=f"{KINDS} (default h100)")
     parser.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak FLOP/s (default 0.4)")
 

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Train."""
-    from jaxlm.parallel.host_memory import keep_memory
+    from jaxlm.train.host_memory import keep_memory
 
     keep_memory()  # before other threads start
     path = Path(args.config)

@@ -87,8 +87,12 @@ def head_loss(
     and devices. An unsupervised position adds exactly zero to all of it; a supervised label outside of the vocabulary makes the
     sums NaN, never a plausible number. Raises ValueError for shapes that do not fit.
     """
-    size = check_shape("labels", labels_BT, "BT", **_checked(params, x_BTD, cfg, chunk))
+    size = _checked(params, x_BTD, labels_BT, cfg, chunk)
     check_shape("loss_mask", loss_mask_BT, "BT", **size)
+    if loss_mask_BT.dtype != jnp.bool_:
+        raise ValueError(
+            f"loss_mask: expected bool, true where a label is supervised (weights are none), found {loss_mask_BT.dtype}"
+        )
     how = _How(cfg, policy, rules, chunk, z_loss)
     scale = jnp.asarray(scale, jnp.float32)
     objective, sums = _objective(how, output_head(params), x_BTD, labels_BT, loss_mask_BT, scale)
@@ -109,17 +113,20 @@ def head_nll(
 
     NaN for a label outside of the vocabulary (-100, say, which other libraries take for "ignore").
     """
-    check_shape("labels", labels_BT, "BT", **_checked(params, x_BTD, cfg, chunk))
+    _checked(params, x_BTD, labels_BT, cfg, chunk)
     how = _How(cfg, policy, rules, chunk, 0.0)
     return jax.lax.stop_gradient(_by_blocks(how, output_head(params), x_BTD, labels_BT)[0])
 
 
-def _checked(params: Params, x_BTD: jax.Array, cfg: ModelConfig, chunk: int) -> dict[str, int]:
-    """The sizes of B and T."""
-    if chunk < 0:
-        raise ValueError(f"chunk: expected a number of positions, or 0 for a derived one, found {chunk}")
+def _checked(params: Params, x_BTD: jax.Array, labels_BT: jax.Array, cfg: ModelConfig, chunk: int) -> dict[str, int]:
+    """The sizes of B and T. Raises ValueError for what does not fit."""
+    if type(chunk) is not int or chunk < 0:
+        raise ValueError(f"chunk: expected a number of positions, or 0 for a derived one, found {chunk!r}")
     size = check_shape("x", x_BTD, "BTD", D=cfg.d_model)
     check_shape("head", output_head(params), "VD", V=cfg.padded_vocab, D=cfg.d_model)
+    check_shape("labels", labels_BT, "BT", B=size["B"], T=size["T"])
+    if not jnp.issubdtype(labels_BT.dtype, jnp.integer) or not labels_BT.size:
+        raise ValueError(f"labels: expected at least one integer id, found {labels_BT.dtype} {list(labels_BT.shape)}")
     return {"B": size["B"], "T": size["T"]}
 
 

@@ -141,8 +141,9 @@ def hidden(
     """Ids to the last activations, normed: x_BTD in the compute dtype, statistics [L], and the cache.
 
     cache: keys and values stacked over layers [L, B, S, K, H], with this call's slots; None in training. remat: what the
-    backward pass computes again, see `jaxlm.model.remat`.
+    backward pass computes again, see `jaxlm.model.remat`. Raises ValueError for a mask of other positions than the ids.
     """
+    check_shape("mask.positions", mask.positions_BT, "BT", **check_shape("tokens", tokens_BT, "BT"))
     dims = jax.tree.map(lambda spec: spec.dims[1:], param_specs(cfg).blocks)
 
     def step(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:

@@ -3,7 +3,7 @@
 Left to itself jax writes the gradient of a weight as (gradients x activations), transposed. The compiler then transposes the
 gradients of the activations before the product, and makes them anew while it does so, element after element down the columns.
 Written as (activations x gradients), nothing is transposed but the activations, which are narrower. On 2 cores a step of the
-benchmark's model is a tenth faster for it.
+benchmark's model took 1.55 s with it and 1.83 s without (docs/bench/2026-11-25-train.md).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ NAME = "weight_product"  # by which rematerialisation finds the results
 
 
 def suits(x: jax.Array, weight: jax.Array, equation: str) -> bool:
-    """Whether `product` is for these: positions B, T first and not in the weight, and every array whole on one device."""
-    (_, letters), out = equation.split("->")[0].split(","), equation.split("->")[1]
+    """Whether `product` is for these: x has B, T and more, the result B, T and others, and the weight what is more and the
+    others, in the order in which its gradient is made; and every array is whole on one device."""
+    (of_x, letters), out = equation.split("->")[0].split(","), equation.split("->")[1]
     mesh = jax.sharding.get_abstract_mesh()
     whole = mesh.empty or (mesh.size == 1 and not any(jax.typeof(a).sharding.spec.reduced for a in (x, weight)))
-    return whole and out[:2] == equation[:2] == "BT" and "B" not in letters
+    return whole and out[:2] == of_x[:2] == "BT" and letters == of_x[2:] + out[2:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -14,6 +14,8 @@ is sent and what is received at once are two transfers. Sources:
   leaves the pod is its data-center bandwidth divided by its chips (v5e 6.4 Tbit/s by 256, v6e 25.6 Tbit/s by 256), or that of
   a host divided by its four chips (v4, v5p: 200 Gbit/s). A TPU multiplies float32 as several bfloat16 passes: six for the full
   precision that this project asks for (`pallas_kernels.matmul_precision`), so its float32 peak is a sixth.
+  Those of v4, and what leaves a pod of v4 or v5p, are as remembered; the pages at hand gave the other TPUs.
+- Of the GPUs, what their data sheets say was read in secondary pages, and the adapters of the DGX machines are as remembered.
 - cpu: no data sheet. Two cores with AVX-512, measured: 157 to 181 GFLOP/s in float32 matrix products, which bfloat16 does not
   make faster; the rest is of the order of such a machine.
 """

@@ -22,14 +22,14 @@ def with_vocabulary(cfg: RunConfig) -> RunConfig:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=size))
 
 
-def on_devices(cfg: RunConfig, devices: int = 0) -> tuple[RunConfig, str]:
-    """`cfg` on a mesh of so many devices (0: its own mesh), and what was assumed, in words ("" for the config's own).
+def on_devices(cfg: RunConfig, devices: int | None = None) -> tuple[RunConfig, str]:
+    """`cfg` on a mesh of so many devices (None: its own mesh), and what was assumed, in words ("" for the config's own).
 
     The factor that remains goes on the axis that the batch is cut by: `fsdp` where the rules have it, else `data`; the rules
     `single` become `dp`. Raises InputError, naming the nearest number that works, where no such mesh lays out the model and
     the batch; and what `AxisRules.check` raises.
     """
-    if devices in (0, cfg.mesh.size):
+    if devices in (None, cfg.mesh.size):
         _check(cfg)
         return cfg, ""
     if not 0 < devices <= MOST:

@@ -86,7 +86,7 @@ class Guard:
                 "loss_scale",
                 artifact=f"{self.path}, step {record['step']}",
                 expected=f"finite gradients at the least loss scale, {LossScale.FLOOR:g}",
-                found=f"none in {record['nonfinite'] or 'the loss'}",
+                found=f"none in {record['nonfinite']}",
                 remedy="Values leave the range of float16 (65504) whatever the scale: lower --optim.lr, or train with "
                 "--train.precision bfloat16.",
             )

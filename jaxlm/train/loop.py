@@ -58,7 +58,10 @@ def train(session: Session) -> None:
 
 
 def probe(session: Session) -> dict[str, Probe]:
-    """Run every static probe on the state that is about to be trained; raise at the first that fails."""
+    """Run every static probe on the state that is about to be trained; raise at the first that fails.
+
+    In a cluster all processes run them alike, each on the whole of the first batch.
+    """
     began, step = time.monotonic(), int(session.state.step)
     session.say("probes     compiling and running, before the first step")
     first = session.batch(step)
@@ -95,8 +98,8 @@ def _step(session: Session, step: int, made: Batch, progress: Progress) -> None:
             raise ContractError(
                 "step",
                 artifact=f"{session.layout.telemetry} line {step}",
-                expected=f"fewer than {cfg.train.max_skipped} steps in a row without a finite gradient",
-                found=f"{record['skipped']}, the last one in {record['nonfinite'] or 'the loss'}",
+                expected=f"fewer than {cfg.train.max_skipped} steps in a row that are skipped, as something is not finite",
+                found=f"{record['skipped']}, the last one in {record['nonfinite']}",
                 remedy=f"The last durable step is {session.store.latest()}; look at the telemetry, lower --optim.lr.",
             )
     session.guard.after(session.state, record)

@@ -33,7 +33,8 @@ def label_bytes(labels: np.ndarray, mask: np.ndarray, byte_lengths: np.ndarray) 
 def validate(params: Params, parts: Parts, mesh: Mesh) -> Validation:
     """Score `eval.batches` batches of the validation split in their order, rows cut as in training.
 
-    The sums over tokens are float64 on the host, so that they do not depend on the size of a batch.
+    In a cluster every process reads all rows, and hears all figures. The sums over tokens are float64 on the host, so that
+    they do not depend on the size of a batch.
     """
     cfg: RunConfig = parts.cfg
     rows = cfg.train.batch_size // cfg.train.grad_accum

@@ -70,10 +70,17 @@ def first_nonfinite(telemetry: Telemetry) -> str:
     return ""
 
 
+def _nonfinite(host: Telemetry) -> str:
+    """What was not finite in a step: a parameter whose gradient it was, else the loss, else the update; empty if all was."""
+    rest = "" if host.finite else "the update" if np.isfinite(host.loss) else "the loss"
+    return first_nonfinite(host) or rest
+
+
 def record_of(telemetry: Telemetry, *, labels_bytes: int) -> dict[str, Any]:
     """A step as plain JSON values, every float exact. labels_bytes: bytes of text that the supervised labels stand for.
 
     bits_per_byte is that of the training batch: loss * labels / (ln 2 * bytes); None where the labels stand for no bytes.
+    nonfinite: what was not finite where the step was skipped, a parameter by name (its gradient), `the loss` or `the update`.
     Only figures that an equal run repeats bit by bit belong here; times go to the event log.
     """
     host: Telemetry = jax.tree.map(np.asarray, telemetry)
@@ -92,7 +99,7 @@ def record_of(telemetry: Telemetry, *, labels_bytes: int) -> dict[str, Any]:
         "loss_scale": number(host.loss_scale),
         "finite": bool(host.finite),
         "skipped": int(host.skipped),
-        "nonfinite": first_nonfinite(host),
+        "nonfinite": _nonfinite(host),
         "grad_norms": {name: number(norm) for name, norm in host.leaf_grad_norms.items()},
         "activations": {
             "residual_rms": number(host.activations.residual_rms),

@@ -199,6 +199,9 @@ def test_the_scale_has_its_gradient_and_the_sums_are_constants():
         ({"x_BTD": np.zeros((B, T, D + 1), np.float32)}, "x: expected shape"),
         ({"params": params_of(jnp.zeros((41, D)))}, "head: expected shape"),
         ({"chunk": -1}, "chunk: expected a number of positions, or 0 for a derived one, found -1"),
+        ({"chunk": 2.5}, "chunk: expected a number of positions, or 0 for a derived one, found 2.5"),
+        ({"labels_BT": np.zeros((B, T), np.float32)}, "labels: expected at least one integer id, found float32"),
+        ({"loss_mask_BT": np.full((B, T), 0.5)}, "loss_mask: expected bool, .* found float64"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):
@@ -209,6 +212,12 @@ def test_what_does_not_fit_is_refused(change, message):
     if "loss_mask_BT" not in change:
         with pytest.raises(ValueError, match=message):
             head_nll(**{name: value for name, value in given.items() if name != "loss_mask_BT"})
+
+
+def test_a_sequence_of_no_positions_is_refused():
+    head, x, labels, mask = drawn()
+    with pytest.raises(ValueError, match="labels: expected at least one integer id"):
+        head_loss(params_of(head), x[:, :0], labels[:, :0], mask[:, :0], CFG)
 
 
 # ---- half precision --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import InputError
 from jaxlm.model import POLICIES, Mask, forward, hidden, init_params, loss_sums, project
 from jaxlm.model.spec import named_leaves
@@ -228,3 +229,10 @@ def test_ids_that_are_none_and_parameters_of_another_config_are_refused(tiny):
     for other in (dataclasses.replace(cfg, n_layers=cfg.n_layers + 1), dataclasses.replace(cfg, qk_norm=not cfg.qk_norm)):
         with pytest.raises(ValueError, match="params: expected those of the config, blocks/"):
             jax.jit(forward, static_argnums=2)(params, jnp.zeros((1, 2), jnp.int32), other)
+
+
+def test_a_mask_of_other_positions_is_refused():
+    cfg = ModelConfig(d_model=16, n_layers=1, n_heads=2, context_length=8, vocab_size=50)
+    params = init_params(cfg, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"mask\.positions: expected shape"):
+        hidden(params, jnp.zeros((2, 8), jnp.int32), cfg, Mask.causal(2, 4))

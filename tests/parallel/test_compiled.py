@@ -17,17 +17,11 @@ from jaxlm.model.spec import named_leaves
 from jaxlm.parallel import make_mesh
 from jaxlm.train.state import abstract_state, rules
 from jaxlm.train.step import train_step
+from tests.parallel import test_rules
 
 MODEL = ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, context_length=64, vocab_size=1100, d_ff=96)
 ROWS, CHUNK = 16, 16
-MESHES = {
-    "single": MeshConfig(),
-    "dp": MeshConfig(data=8, rules="dp"),
-    "fsdp": MeshConfig(data=2, fsdp=4, rules="fsdp"),
-    "tp": MeshConfig(data=4, tensor=2, rules="tp"),
-    "fsdp_tp": MeshConfig(data=2, fsdp=2, tensor=2, rules="fsdp_tp"),
-    "context": MeshConfig(data=2, context=4, rules="dp"),
-}
+MESHES = {**test_rules.MESHES, "context": MeshConfig(data=2, context=4, rules="dp")}
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
 ARRAY = re.compile(r"\b(?:pred|[a-z]+\d+)\[([\d,]*)\]")
 

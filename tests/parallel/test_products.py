@@ -51,6 +51,16 @@ def test_what_positions_do_not_lead_or_a_weight_shares_is_left_to_einsum():
     assert not suits(jnp.ones((3, 4)), jnp.ones((4, 5)), "TD,DF->TF")
 
 
+def test_a_weight_in_another_order_is_left_to_einsum_also_where_it_is_square():
+    x, weight = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 3, 4), (4, 4)]))
+    assert not suits(x, weight, "BTD,VD->BTV")
+    rules = PRESETS["single"]
+    ours, plain = (
+        jax.grad(lambda w, f=f: jnp.sum(jnp.sin(f("BTD,VD->BTV", x, w))))(weight) for f in (rules.einsum, jnp.einsum)
+    )
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_the_narrower_operand_comes_first_in_the_gradient_of_a_weight():
     for equation, first in (("BTD,DF->BTF", 4), ("BTF,FD->BTD", 4)):
         x, weight = operands(equation)

@@ -44,7 +44,7 @@ def test_a_number_that_does_not_work_names_the_nearest_that_does(config_on, mesh
     assert on_devices(config_on(mesh), nearest)[0].mesh.size == nearest
 
 
-@pytest.mark.parametrize("devices", [-1, 1 << 21])
+@pytest.mark.parametrize("devices", [0, -1, 1 << 21])
 def test_a_number_of_no_devices_is_refused(config_on, devices):
     with pytest.raises(InputError, match=f"--devices: expected a number from 1 to 1048576, found {devices}"):
         on_devices(config_on(), devices)

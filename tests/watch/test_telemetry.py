@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.config.schema import WatchConfig
 from jaxlm.model import BlockStats
@@ -48,6 +49,14 @@ def test_a_nan_is_named_with_its_layer_and_is_still_json():
     assert record["loss"] == "nan"
     assert json.loads(json.dumps(record, allow_nan=False))["grad_norms"]["embed"] == "inf"
     assert number(np.array([-np.inf, 1.0])) == ["-inf", 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, ""), ({"loss": jnp.float32(jnp.inf)}, "the loss"), ({"update_norm": jnp.float32(0)}, "the update")],
+)
+def test_a_skipped_step_says_what_was_not_finite(changes, named):
+    assert record_of(telemetry(finite=jnp.bool_(not named), **changes), labels_bytes=10)["nonfinite"] == named
 
 
 def test_norms_are_by_layer_in_the_blocks_and_add_up():

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from jaxlm.parallel.host_memory import keep_memory
+from jaxlm.train.host_memory import keep_memory
 
 CHILD = """
 import resource, sys
 import numpy as np
-from jaxlm.parallel.host_memory import keep_memory
+from jaxlm.train.host_memory import keep_memory
 
 if sys.argv[1] == "kept" and not keep_memory():
     raise SystemExit(9)

@@ -1,7 +1,8 @@
 """Memory that the C library keeps for the next step, on a CPU.
 
 XLA asks for the temporary arrays of a step anew in every call. By default glibc gives each of these large blocks back to the
-kernel, which zeroes it page by page when the next step touches it: a tenth of a step's time for the benchmark's model.
+kernel, which zeroes it page by page when the next step touches it: 1.65 s instead of 1.55 s a step for the benchmark's model
+(docs/bench/2026-11-25-train.md).
 """
 
 from __future__ import annotations
