@@ -62,9 +62,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zero a share `rate` of x and scale the rest by 1 / (1 - rate). The identity without a key or a rate."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    if not jax.sharding.get_abstract_mesh().empty:  # the mask of the whole batch, which no mesh changes, where `x` lies
-        keep = jax.sharding.reshard(keep, jax.typeof(x).sharding.spec)
+    # Made where `x` lies, and the same whatever the mesh: each device draws its own part of one mask.
+    layout = None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape, out_sharding=layout)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
