@@ -71,7 +71,7 @@ def batch(
             f"found {batch_size}; give more text, a smaller batch or a shorter context"
         )
     rows = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-    if not rows.size or rows.min() < 0 or rows.max() >= batch_size:
+    if not rows.size or np.any((rows < 0) | (rows >= batch_size)):
         raise ValueError(f"expected rows from 0 to {batch_size - 1}, at least one, found {rows.tolist()}")
     wanted = step * batch_size + rows
     epochs, indices = wanted // there, wanted % there
