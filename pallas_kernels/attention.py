@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import MASKED, matmul_precision
 
-# Scores of a tile on a CPU, over all heads: what the caches of two cores hold. The backward pass has four such arrays.
-FORWARD_TILE, BACKWARD_TILE = 1 << 20, 1 << 16
+TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
 
 
 def attention(
@@ -47,10 +46,8 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
     # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
-    q, start, end = jax.lax.optimization_barrier((_swap(q), start, end))
-    k, v = _swap(k), _swap(v)
-    out, lse = _over_rows(functools.partial(_forward_row, softcap=softcap), FORWARD_TILE, q, k, v, start, end)
-    out, lse = _swap(out), _swap(lse)
+    q, start, end = jax.lax.optimization_barrier((q, start, end))
+    out, lse = _over_rows(functools.partial(_forward_row, softcap=softcap), q, k, v, start, end)
     return (out, lse), (q, k, v, start, end, out, lse)
 
 
@@ -70,8 +67,7 @@ def attention_gradients(
 
     out and lse may be those of more keys than are given here: then the gradients are the part of these keys.
     """
-    q, k, v = (_swap(x) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return _backward(softcap, (q, k, v, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
+    return _backward(softcap, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
 def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
@@ -79,9 +75,8 @@ def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
     d_out, d_lse = cotangents
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     mean = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    arrays = (q, k, v, start, end, _swap(lse), _swap(mean), _swap(d_out))
-    grads = _over_rows(functools.partial(_backward_row, softcap=softcap), BACKWARD_TILE, *arrays)
-    return *(_swap(x) for x in grads), None, None
+    grads = _over_rows(functools.partial(_backward_row, softcap=softcap), q, k, v, start, end, lse, mean, d_out)
+    return *grads, None, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -92,16 +87,11 @@ def attention_path(platform: str) -> str:
     return "xla, tiles in sequence" if platform == "cpu" else "xla, rows at once"
 
 
-def _swap(x: jax.Array) -> jax.Array:
-    """Positions before heads to heads before positions, and back."""
-    return jnp.swapaxes(x, 1, 2)
-
-
-def _over_rows(row: Callable, tile: int, *arrays: jax.Array) -> Any:
+def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
     """`row` on every element of the leading axis B: in sequence and in tiles on a CPU, whole and vectorised elsewhere."""
-    (N, T), S = arrays[0].shape[1:3], arrays[1].shape[2]
+    (T, N), S = arrays[0].shape[1:3], arrays[1].shape[1]
     # A power of two, from 64 on: in smaller tiles the calls would cost more than the sums.
-    size = max(64, 1 << math.isqrt(max(1, tile // N)).bit_length() - 1)
+    size = max(64, 1 << math.isqrt(max(1, TILE // N)).bit_length() - 1)
 
     def in_tiles(*xs: jax.Array) -> Any:
         return jax.lax.map(lambda x: row(*x, queries=min(size, T), keys=min(size, S)), xs)
@@ -112,6 +102,12 @@ def _over_rows(row: Callable, tile: int, *arrays: jax.Array) -> Any:
 
 
 # ---- one row of the batch; heads come before positions, and the queries of a group are read as one matrix --------------
+# A row is turned round by itself, while the cache holds it: turned as a whole, a batch was written and read twice more.
+
+
+def _swap(x: jax.Array) -> jax.Array:
+    """Positions before heads to heads before positions, and back."""
+    return jnp.swapaxes(x, 0, 1)
 
 
 def _cut(x: jax.Array, heads: int, size: int) -> jax.Array:
@@ -172,9 +168,9 @@ def _capped(scores: jax.Array, softcap: float) -> jax.Array:
 
 
 def _forward_row(
-    q_NTH: jax.Array,
-    k_KSH: jax.Array,
-    v_KSH: jax.Array,
+    q_TNH: jax.Array,
+    k_SKH: jax.Array,
+    v_SKH: jax.Array,
     start_T: jax.Array,
     end_T: jax.Array,
     *,
@@ -182,6 +178,7 @@ def _forward_row(
     queries: int,
     keys: int,
 ) -> tuple[jax.Array, jax.Array]:
+    q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
     (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
     k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
     starts, ends = _ranges_cut(start_T, end_T, queries, S)
@@ -208,32 +205,35 @@ def _forward_row(
         return None, ((out / safe).astype(v.dtype), lse)
 
     _, (out, lse) = _over_queries(over_queries, None, (_cut(q_NTH, K, queries), starts, ends))
-    return _joined(out, N, T), _joined(lse, N, T)
+    return _swap(_joined(out, N, T)), _swap(_joined(lse, N, T))
 
 
 def _backward_row(
-    q_NTH: jax.Array,
-    k_KSH: jax.Array,
-    v_KSH: jax.Array,
+    q_TNH: jax.Array,
+    k_SKH: jax.Array,
+    v_SKH: jax.Array,
     start_T: jax.Array,
     end_T: jax.Array,
-    lse_NT: jax.Array,
-    mean_NT: jax.Array,
-    d_out_NTH: jax.Array,
+    lse_TN: jax.Array,
+    mean_TN: jax.Array,
+    d_out_TNH: jax.Array,
     *,
     softcap: float,
     queries: int,
     keys: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
     (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
     k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
+    turned_k = jnp.swapaxes(k, 2, 3)
     starts, ends = _ranges_cut(start_T, end_T, queries, S)
 
     def over_queries(d_kv: tuple, x: tuple) -> tuple[tuple, jax.Array]:
         q, lse, mean, d_out, start, end = x
 
         def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
-            # Keys come before queries here: of the products that follow, one instead of two contracts the first axis.
+            # Keys come before queries here, and the keys are turned for d_q: no product contracts the first axis of its first
+            # operand, which would be turned in every tile.
             d_q, d_k, d_v = carry
             scores = _capped(_product("KSH,KRH->KSR", k[tile], q) * H**-0.5, softcap)
             seen = _seen(start, end, tile * keys, keys, N // K)[None]
@@ -245,12 +245,14 @@ def _backward_row(
             d_scores = (d_scores * H**-0.5).astype(q.dtype)
             d_v = d_v.at[tile].add(_product("KSR,KRH->KSH", weights.astype(v.dtype), d_out))
             d_k = d_k.at[tile].add(_product("KSR,KRH->KSH", d_scores, q))
-            return d_q + _product("KSR,KSH->KRH", d_scores, k[tile]), d_k, d_v
+            return d_q + _product("KHS,KSR->KHR", turned_k[tile], d_scores), d_k, d_v
 
-        d_q, *d_kv = _over_keys(over_keys, start, end, len(k), keys, (jnp.zeros_like(q, jnp.float32), *d_kv))
-        return tuple(d_kv), d_q.astype(q.dtype)
+        nothing = jnp.zeros_like(jnp.swapaxes(q, 1, 2), jnp.float32)
+        d_q, *d_kv = _over_keys(over_keys, start, end, len(k), keys, (nothing, *d_kv))
+        return tuple(d_kv), jnp.swapaxes(d_q.astype(q.dtype), 1, 2)
 
     zeros = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    xs = tuple(_cut(x, K, queries) for x in (q_NTH, lse_NT, mean_NT, d_out_NTH))
+    xs = tuple(_cut(x, K, queries) for x in (q_NTH, _swap(lse_TN), _swap(mean_TN), _swap(d_out_TNH)))
     (d_k, d_v), d_q = _over_queries(over_queries, zeros, (*xs, starts, ends))
-    return _joined(d_q, N, T), _joined(d_k, K, S).astype(k.dtype), _joined(d_v, K, S).astype(v.dtype)
+    d_k, d_v = _joined(d_k, K, S).astype(k.dtype), _joined(d_v, K, S).astype(v.dtype)
+    return _swap(_joined(d_q, N, T)), _swap(d_k), _swap(d_v)

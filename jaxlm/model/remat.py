@@ -25,7 +25,7 @@ INPUT = "block_input"
 
 
 # Layouts and casts, of weights above all; and elementwise operations, which cost more to write and read than to make again.
-_AGAIN = {"reshard", "convert_element_type", "mul", "div", "logistic", "tanh", "erf", "integer_pow", "square", "rsqrt"}
+_AGAIN = {"reshard", "convert_element_type", "mul", "div", "sub", "logistic", "tanh", "erf", "integer_pow", "square", "rsqrt"}
 
 
 def _worth_keeping(primitive: Any, *operands: Any, **params: Any) -> bool:

@@ -27,7 +27,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import AxisRules, rules_of
 from jaxlm.scaling.collectives import WIDTH, positions_of
 from jaxlm.scaling.residuals import kept_of
-from pallas_kernels.attention import BACKWARD_TILE
+from pallas_kernels.attention import TILE
 
 LABEL_BYTES = 4 * 4 + 1  # of a position in a batch: tokens, labels, segments, positions; the loss mask
 SCORES = 4  # matrices of float32 scores that exist at once in the backward pass of attention
@@ -204,7 +204,7 @@ def _working(step: _Step) -> float:
 def _scores(step: _Step) -> float:
     """Bytes of the scores of attention that exist at once: of one tile on a CPU, of all rows of a device elsewhere."""
     if step.cpu:
-        return SCORES * 4 * BACKWARD_TILE
+        return SCORES * 4 * TILE
     heads = step.cfg.model.n_heads / step.size(step.rules.a_N)
     length = step.cfg.model.context_length / step.size(step.rules.a_T)
     return SCORES * 4 * step.positions * heads * length

@@ -18,7 +18,8 @@ ROWS = 4
 
 def objective(params, tokens, precision, remat):
     x, _, _ = hidden(params, tokens, MODEL, Mask.causal(ROWS, MODEL.context_length), policy=POLICIES[precision], remat=remat)
-    return jnp.sum(jnp.square(x.astype(jnp.float32)))
+    # Not of the squares: after the last norm their sum is a constant, and its gradient nothing but rounding.
+    return jnp.sum(jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape) * x.astype(jnp.float32))
 
 
 @functools.cache
@@ -34,14 +35,17 @@ def gradient(precision, remat):
 def test_what_is_computed_again_is_what_was_computed(remat):
     value, grads = gradient("float32", "none")[0](*gradient("float32", "none")[1:])
     found, again = gradient("float32", remat)[0](*gradient("float32", remat)[1:])
-    assert found == value
+    np.testing.assert_allclose(found, value, rtol=1e-6)  # fused otherwise, it is rounded otherwise
     for (name, wanted), leaf in zip(named_leaves(grads).items(), named_leaves(again).values(), strict=True):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()), err_msg=name)
 
 
 def test_every_policy_keeps_less_than_the_one_before():
-    temporary = [gradient("float32", remat)[0].memory_analysis().temp_size_in_bytes for remat in ("none", "dots", "block")]
-    assert temporary[0] > 1.3 * temporary[1] > 1.3 * temporary[2]
+    names = ("nothing", "none", "dots", "block")
+    temporary = [gradient("float32", remat)[0].memory_analysis().temp_size_in_bytes for remat in names]
+    assert temporary[0] > 1.5 * temporary[1]
+    assert temporary[1] > 1.1 * temporary[2]
+    assert temporary[2] > 1.3 * temporary[3]
 
 
 @pytest.mark.parametrize(("precision", "remat"), [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "block")])

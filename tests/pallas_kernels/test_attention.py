@@ -66,8 +66,7 @@ def test_gradients_through_both_results_are_those_of_autodiff(N, K, softcap):
 def long_inputs(request, monkeypatch):
     """Queries and keys of several tiles each, the last of them not full, so that some tiles are left out."""
     module = importlib.import_module("pallas_kernels.attention")  # the package has a function of this name
-    monkeypatch.setattr(module, "FORWARD_TILE", 1)
-    monkeypatch.setattr(module, "BACKWARD_TILE", 1)
+    monkeypatch.setattr(module, "TILE", 1)
     T, S, N, K = 90, 140, 4, 2
     keys = jax.random.split(jax.random.key(3), 3)
     q, k, v = (jax.random.normal(key, (2, x, n, H)) for key, x, n in zip(keys, (T, S, S), (N, K, K), strict=True))
