@@ -5,8 +5,10 @@
 
 PYTHON is an interpreter with torch and this project (this one by default); where torch is absent, the tables say so. On a CPU
 the model is `cpu`, in float32; on a GPU `124M` and `1B`, in bfloat16. Every party has a process of its own; the rounds go
-through all of them in turn, and a figure is the least of the rounds. Two figures are given on a CPU: seconds by the clock, and
-seconds of the processors, which other work on the machine disturbs less.
+through all of them in turn, and a figure is the least of the rounds. Processes of the same program differ by a tenth on a CPU,
+by where their memory lies: there are several sittings, each with new processes, and a figure is the median of the sittings, a
+ratio the median of their ratios. Two figures are given on a CPU: seconds by the clock, and seconds of the processors, which
+other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -85,38 +88,55 @@ class Party:
         self._errors.close()
 
 
-def peers(name: str, model: Row, torch_python: str, rounds: int) -> list[Row]:
-    """Every party's steps, in turn. A GPU holds one party's model at a time, so there the parties follow one another."""
-    cfg, cpu = config(model), jax.default_backend() == "cpu"
+def sitting(model: Row, torch_python: str, rounds: int) -> dict[str, Row]:
+    """What every party needs for a step, in new processes, the least of the rounds through all of them in turn.
+
+    A GPU holds one party's model at a time, so there the parties follow one another.
+    """
+    cpu = jax.default_backend() == "cpu"
     count = 1 if cpu else 10
-    rows: dict[str, Row] = {}
+    found: dict[str, Row] = {}
     living: dict[str, Party] = {}
-
-    def begin(party: str) -> None:
-        opened = Party(party, model, torch_python)
-        rows[party] = {"model": name, "name": party, "tokens": count * cfg.tokens_per_step, "first_seconds": None}
-        if "error" in opened.first:
-            rows[party]["error"] = opened.first["error"]
-            opened.close()
+    for name in PARTIES:
+        party = Party(name, model, torch_python)
+        if "error" in party.first:
+            found[name] = party.first
+            party.close()
         else:
-            rows[party]["first_seconds"] = opened.first["seconds"]
-            living[party] = opened
+            found[name] = {"first_seconds": party.first["seconds"]}
+            living[name] = party
+        if cpu and name != PARTIES[-1]:
+            continue
+        for _ in range(rounds):
+            for other, opened in living.items():
+                answer, row = opened.steps(count), found[other]
+                for key in ("seconds", "cpu_seconds"):
+                    row[key] = min(row.get(key, float("inf")), answer[key] / count)
+        for opened in living.values():
+            opened.close()
+        living.clear()
+    return found
 
-    def turn() -> None:
-        for party, opened in living.items():
-            found, row = opened.steps(count), rows[party]
-            for key in ("seconds", "cpu_seconds"):
-                row[key] = min(row.get(key, float("inf")), found[key])
 
+def peers(name: str, model: Row, torch_python: str, sittings: int, rounds: int) -> list[Row]:
+    """Every party with its sittings and their median."""
+    taken = [sitting(model, torch_python, rounds) for _ in range(sittings)]
+    tokens = config(model).tokens_per_step
+    rows = []
     for party in PARTIES:
-        begin(party)
-        if not cpu or party == PARTIES[-1]:
-            for _ in range(rounds):
-                turn()
-            for opened in living.values():
-                opened.close()
-            living.clear()
-    return list(rows.values())
+        parts = [found[party] for found in taken]
+        row: Row = {"model": name, "name": party, "tokens": tokens, "sittings": parts}
+        if error := next((part["error"] for part in parts if "error" in part), None):
+            rows.append({**row, "error": error})
+        else:
+            rows.append({**row, **{k: statistics.median(part[k] for part in parts) for k in ("seconds", "cpu_seconds")}})
+    return rows
+
+
+def times_as_fast(row: Row, other: Row, key: str) -> float:
+    """How many times the time of `row` the other needs: the median over the sittings of their ratios."""
+    pairs = zip(row["sittings"], other["sittings"], strict=True)
+    return statistics.median(there[key] / here[key] for here, there in pairs)
 
 
 # ---- the host's pipeline, compilation, memory --------------------------------------------------------------------------
@@ -202,12 +222,12 @@ def peers_table(rows: list[Row], flops: float) -> Iterable[str]:
             yield f"{row['name']:<16}absent: {row['error']}"
             continue
         rate = row["tokens"] / row["seconds"]
-        times = (f"{o['seconds'] / row['seconds']:.2f} x, CPU {o['cpu_seconds'] / row['cpu_seconds']:.2f} x" for o in others)
+        times = (f"{times_as_fast(row, o, 'seconds'):.2f} x, CPU {times_as_fast(row, o, 'cpu_seconds'):.2f} x" for o in others)
         figures = f"{rate:>10.0f}{rate * flops / 1e12:>9.3f}{row['seconds']:>9.3f}{row['cpu_seconds']:>9.3f}"
         yield f"{row['name']:<16}{figures}" + "".join(f"{t:>26}" for t in times)
     told = {row["name"]: row for row in rows if "seconds" in row}
     if "jaxlm" in told and "jaxlm bare" in told:
-        clock, busy = (told["jaxlm"][key] / told["jaxlm bare"][key] for key in ("seconds", "cpu_seconds"))
+        clock, busy = (times_as_fast(told["jaxlm bare"], told["jaxlm"], key) for key in ("seconds", "cpu_seconds"))
         yield f"telemetry of every step against none: {clock:.3f} x by the clock, {busy:.3f} x of the processors"
 
 
@@ -217,7 +237,8 @@ def main() -> int:
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON", help="an interpreter with torch and this project")
     parser.add_argument("--models", default="cpu" if jax.default_backend() == "cpu" else "124M,1B", help=", ".join(MODELS))
     parser.add_argument("--only", default="peers,profile,input,compile,memory", help="what to measure")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--sittings", type=int, default=5 if jax.default_backend() == "cpu" else 1)
     parser.add_argument("--out", default=str(ROOT / "docs" / "bench" / "train.json"), help="where the JSON goes")
     args = parser.parse_args()
     only, device = args.only.split(","), jax.devices()[0]
@@ -230,6 +251,7 @@ def main() -> int:
         "machine": f"{device.device_kind}, {platform.machine()}, {os.cpu_count()} processors",
         "versions": {"jax": jax.__version__, "numpy": importlib.metadata.version("numpy"), "torch": torch or "absent"},
         "rounds": args.rounds,
+        "sittings": args.sittings,
         "models": {name: MODELS[name] for name in args.models.split(",")},
     }
     print(f"{body['date']}  Python {body['python']}  {body['machine']}  {body['versions']}\n")
@@ -238,7 +260,7 @@ def main() -> int:
             fields["precision"] = "bfloat16"
         cfg = config(fields)
         if "peers" in only:
-            rows = peers(name, fields, args.torch, args.rounds)
+            rows = peers(name, fields, args.torch, args.sittings, args.rounds)
             body.setdefault("peers", []).extend(rows)
             print(f"{name}: {fields}\n" + "\n".join(peers_table(rows, flops_per_token(cfg.model).model)), "\n", flush=True)
         if "input" in only:

@@ -2,13 +2,15 @@
 
 Left to itself jax writes the gradient of a weight as (gradients x activations), transposed. The compiler then transposes the
 gradients of the activations before the product, and makes them anew while it does so, element after element down the columns.
-Written as (activations x gradients), nothing is transposed but the activations, which are narrower. On 2 cores a step of the
-benchmark's model took 1.55 s with it and 1.83 s without (docs/bench/2026-11-25-train.md).
+Written as (activations x gradients), with rows and positions as one axis, it is a product of two matrices, for which nothing is
+copied. On 2 cores a step of the benchmark's model took 1.55 s with gradients in this order, and 1.83 s without
+(docs/bench/2026-11-25-train.md).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -45,18 +47,16 @@ def _backward(equation: str, layout: Any, kept: tuple, d_out: jax.Array) -> tupl
     x, weight = kept
     (of_x, of_weight), of_out = equation.split("->")[0].split(","), equation.split("->")[1]
     like_x, like_weight = (None if layout is None else jax.typeof(a).sharding.spec for a in kept)
+
+    def matrix(a: jax.Array) -> jax.Array:
+        whole = None if layout is None else type(layout)(None, None)  # on one device any layout is
+        return jax.lax.reshape(a, (a.shape[0] * a.shape[1], math.prod(a.shape[2:])), out_sharding=whole)
+
     precision = matmul_precision(x, weight)
     d_x = jnp.einsum(f"{of_out},{of_weight}->{of_x}", d_out, weight, precision=precision, out_sharding=like_x)
-    over_positions = functools.partial(jax.lax.dot_general, dimension_numbers=(((0, 1), (0, 1)), ((), ())), precision=precision)
-    if x.size <= d_out.size:
-        return d_x, over_positions(x, d_out, out_sharding=like_weight)
-    # The first operand is transposed: here it is the narrower one again, and the weight's gradient is turned round afterwards.
-    # The barrier keeps the compiler from turning the operands round instead.
-    kept_x, axes = x.ndim - 2, tuple(range(weight.ndim))
-    order = (*axes[weight.ndim - kept_x :], *axes[: weight.ndim - kept_x])
-    turned = None if like_weight is None else type(like_weight)(*(like_weight[kept_x:] + like_weight[:kept_x]))
-    d_turned = jax.lax.optimization_barrier(over_positions(d_out, x, out_sharding=turned))
-    return d_x, jnp.transpose(d_turned, order)
+    over_positions = (((0,), (0,)), ((), ()))
+    d_weight = jax.lax.dot_general(matrix(x), matrix(d_out), over_positions, precision=precision)
+    return d_x, jax.lax.reshape(d_weight, weight.shape, out_sharding=like_weight)
 
 
 product.defvjp(_forward, _backward)

@@ -203,8 +203,8 @@ def _working(step: _Step) -> float:
 
 def _scores(step: _Step) -> float:
     """Bytes of the scores of attention that exist at once: of one tile on a CPU, of all rows of a device elsewhere."""
-    if step.cpu:
-        return SCORES * 4 * TILE
     heads = step.cfg.model.n_heads / step.size(step.rules.a_N)
     length = step.cfg.model.context_length / step.size(step.rules.a_T)
+    if step.cpu:
+        return SCORES * 4 * min(TILE, heads * length * length)
     return SCORES * 4 * step.positions * heads * length

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,8 @@ from jaxlm.config.schema import MeshConfig, ModelConfig, OptimConfig, RunConfig,
 from jaxlm.data import Batch
 from jaxlm.model import param_specs
 from jaxlm.model.spec import named_leaves
-from jaxlm.parallel import make_mesh
-from jaxlm.train.state import TrainState, initial_state, put_batch, rules
+from jaxlm.parallel import make_mesh, processes
+from jaxlm.train.state import TrainState, batch_rows, initial_state, put_batch, rules
 from jaxlm.train.step import compute_gradients
 
 VOCAB, LENGTH, ROWS = 50, 16, 16
@@ -31,6 +32,21 @@ MESHES = {
     "context": MeshConfig(data=2, context=4, rules="dp"),
     "all": MeshConfig(fsdp=2, tensor=2, context=2, rules="fsdp_tp"),
 }
+ACCUMULATIONS, PRECISIONS = (1, 4), ("float32", "bfloat16")
+# Two processes of two devices each, so that every mesh lies on both.
+TWO_PROCESSES = {
+    "dp": MeshConfig(data=4, rules="dp"),
+    "fsdp": MeshConfig(fsdp=4, rules="fsdp"),
+    "tp": MeshConfig(tensor=4, rules="tp"),
+    "fsdp_tp": MeshConfig(fsdp=2, tensor=2, rules="fsdp_tp"),
+    "context": MeshConfig(context=4, rules="dp"),
+}
+
+
+def ways():
+    """Every way to cut a step, as options of `config`, by name."""
+    every = itertools.product(ACCUMULATIONS, (True, False), PRECISIONS)
+    return {f"{a}-{scan}-{p}": {"grad_accum": a, "scan": scan, "precision": p} for a, scan, p in every}
 
 
 def config(mesh, *, scan=True, model=MODEL, **train):
@@ -61,7 +77,8 @@ def evaluated(cfg, params, batch):
     options = {"xla_backend_optimization_level": 0}
     found = gradient.lower(params, batch, key=jax.random.key(0)).compile(options)(params, batch, key=jax.random.key(0))
     leaves = named_leaves(found.grads)
-    return float(found.sums.nll) / float(found.sums.count), {k: np.asarray(g, np.float64) for k, g in leaves.items()}, leaves
+    loss = float(found.sums.nll) / float(found.sums.count)
+    return loss, {k: processes.whole(g).astype(np.float64) for k, g in leaves.items()}, leaves
 
 
 @functools.cache
@@ -73,8 +90,10 @@ def on_one_device(precision, accum=1, model=MODEL):
 def on(mesh_config, **options):
     cfg = config(mesh_config, **options)
     mesh = make_mesh(cfg.mesh)
+    rows = batch_rows(cfg, mesh)  # of several processes each gives its own
+    given = BATCH if rows is None else jax.tree.map(lambda array: array[rows], BATCH)
     with jax.set_mesh(mesh):
-        loss, grads, leaves = evaluated(cfg, initial_state(cfg, mesh).params, put_batch(BATCH, cfg, mesh))
+        loss, grads, leaves = evaluated(cfg, initial_state(cfg, mesh).params, put_batch(given, cfg, mesh, rows=rows))
     for path, spec in named_leaves(param_specs(cfg.model)).items():
         assert leaves[path].sharding.is_equivalent_to(NamedSharding(mesh, rules(cfg).weight(spec.dims)), leaves[path].ndim), (
             path
@@ -88,8 +107,11 @@ def distance(a, b):
 
 
 def assert_parity(mesh_config, precision="float32", model=MODEL, **options):
+    assert_equal_to_one_device(*on(mesh_config, precision=precision, model=model, **options), precision, model)
+
+
+def assert_equal_to_one_device(loss, grads, precision="float32", model=MODEL):
     """The bound of float32 is 1e-5; bfloat16 may be as far from float32 as it is on one device, and half of that more."""
-    loss, grads = on(mesh_config, precision=precision, model=model, **options)
     exact_loss, exact = on_one_device("float32", model=model)
     bound, loss_bound = (1e-5, ""), 1e-5
     if precision != "float32":
@@ -111,9 +133,9 @@ def test_a_mesh_changes_no_loss_and_no_gradient(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("scan", [True, False], ids=["scan", "unrolled"])
-@pytest.mark.parametrize("accum", [1, 4])
+@pytest.mark.parametrize("accum", ACCUMULATIONS)
 @pytest.mark.parametrize("name", MESHES)
 def test_no_way_to_cut_a_step_changes_its_numbers(name, accum, scan, precision):
     assert_parity(MESHES[name], precision, grad_accum=accum, scan=scan)

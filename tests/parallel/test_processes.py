@@ -22,6 +22,7 @@ from jaxlm.contract import InputError
 from jaxlm.parallel import make_mesh, processes
 from jaxlm.parallel.lookout import LOST
 from jaxlm.parallel.processes import Cluster, cluster_of
+from tests.parallel import test_parity
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
@@ -92,6 +93,17 @@ def test_every_process_puts_the_rows_that_it_needs_and_hears_what_the_others_say
         assert first["found"][name] == second["found"][name] == [list(range(8)), True, 496.0]
     assert first["said"] == second["said"] == "from 0"
     assert first["gathered"] == second["gathered"] == ["0", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", test_parity.TWO_PROCESSES)
+def test_two_processes_change_no_loss_and_no_gradient(mesh, tmp_path):
+    (tmp_path / mesh).mkdir()
+    results(pair("parity", tmp_path / mesh))
+    for way, options in test_parity.ways().items():
+        with np.load(tmp_path / mesh / f"{way}.npz") as found:
+            grads = {path: found[path] for path in found.files if path != "loss"}
+            test_parity.assert_equal_to_one_device(float(found["loss"]), grads, options["precision"])
 
 
 @pytest.mark.slow

@@ -121,6 +121,18 @@ def _stopped(total, array: jax.Array) -> list:
     return [step, name]
 
 
+def parity(folder: Path) -> dict:
+    """The loss and the whole gradients of every way to cut a step on the mesh that FOLDER names, kept by process 0."""
+    from tests.parallel import test_parity
+
+    for way, options in test_parity.ways().items():
+        loss, grads = test_parity.on(test_parity.TWO_PROCESSES[folder.name], **options)
+        if processes.index() == 0:
+            np.savez(folder / f"{way}.npz", loss=loss, **grads)
+    processes.barrier("end")
+    return {}
+
+
 def lost(folder: Path) -> dict:
     """The process that FOLDER names ends without a word, while the other waits for it."""
     lookout = Lookout(heartbeat=3)
