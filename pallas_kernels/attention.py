@@ -87,11 +87,15 @@ def attention_path(platform: str) -> str:
     return "xla, tiles in sequence" if platform == "cpu" else "xla, rows at once"
 
 
+def tile_size(heads: int) -> int:
+    """Queries, and keys, of a tile on a CPU: a power of two, from 64 on; in smaller ones the calls cost more than the sums."""
+    return max(64, 1 << math.isqrt(max(1, TILE // heads)).bit_length() - 1)
+
+
 def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
     """`row` on every element of the leading axis B: in sequence and in tiles on a CPU, whole and vectorised elsewhere."""
     (T, N), S = arrays[0].shape[1:3], arrays[1].shape[1]
-    # A power of two, from 64 on: in smaller tiles the calls would cost more than the sums.
-    size = max(64, 1 << math.isqrt(max(1, TILE // N)).bit_length() - 1)
+    size = tile_size(N)
 
     def in_tiles(*xs: jax.Array) -> Any:
         return jax.lax.map(lambda x: row(*x, queries=min(size, T), keys=min(size, S)), xs)

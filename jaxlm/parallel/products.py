@@ -1,10 +1,10 @@
-"""The product of activations and a weight on one device, with the gradients in the order in which a CPU makes them best.
+"""The product of activations and a weight on one device, forward and backward as products of two matrices.
 
 Left to itself jax writes the gradient of a weight as (gradients x activations), transposed. The compiler then transposes the
-gradients of the activations before the product, and makes them anew while it does so, element after element down the columns.
-Written as (activations x gradients), with rows and positions as one axis, it is a product of two matrices, for which nothing is
-copied. On 2 cores a step of the benchmark's model took 1.55 s with gradients in this order, and 1.83 s without
-(docs/bench/2026-11-25-train.md).
+gradients of the activations before the product, and makes them anew while it does so, element after element down the columns;
+and where two axes are summed over, rows and positions or heads and their width, it copies an operand. Written as (activations x
+gradients), and always with one axis to sum over, nothing is copied. On 2 cores a step of the benchmark's model took 1.55 s with
+gradients in this order, and 1.83 s without (docs/bench/2026-11-25-train.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels import matmul_precision
 
@@ -36,7 +35,19 @@ def product(equation: str, layout: Any, x: jax.Array, weight: jax.Array) -> jax.
 
     layout: the PartitionSpec of the result under a mesh, None without one.
     """
-    return jnp.einsum(equation, x, weight, precision=matmul_precision(x, weight), out_sharding=layout)
+    shape = x.shape[:2] + weight.shape[x.ndim - 2 :]
+    out = _dot(_matrix(x, 2, layout), _matrix(weight, x.ndim - 2, layout), (1, 0))
+    return jax.lax.reshape(out, shape, out_sharding=layout)
+
+
+def _matrix(array: jax.Array, rows: int, layout: Any) -> jax.Array:
+    """`array` with its first `rows` axes as one, and the others as one."""
+    whole = None if layout is None else type(layout)(None, None)  # on one device any layout is
+    return jax.lax.reshape(array, (math.prod(array.shape[:rows]), math.prod(array.shape[rows:])), out_sharding=whole)
+
+
+def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    return jax.lax.dot_general(a, b, ((contracted[:1], contracted[1:]), ((), ())), precision=matmul_precision(a, b))
 
 
 def _forward(equation: str, layout: Any, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
@@ -44,19 +55,14 @@ def _forward(equation: str, layout: Any, x: jax.Array, weight: jax.Array) -> tup
 
 
 def _backward(equation: str, layout: Any, kept: tuple, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, weight = kept
-    (of_x, of_weight), of_out = equation.split("->")[0].split(","), equation.split("->")[1]
-    like_x, like_weight = (None if layout is None else jax.typeof(a).sharding.spec for a in kept)
-
-    def matrix(a: jax.Array) -> jax.Array:
-        whole = None if layout is None else type(layout)(None, None)  # on one device any layout is
-        return jax.lax.reshape(a, (a.shape[0] * a.shape[1], math.prod(a.shape[2:])), out_sharding=whole)
-
-    precision = matmul_precision(x, weight)
-    d_x = jnp.einsum(f"{of_out},{of_weight}->{of_x}", d_out, weight, precision=precision, out_sharding=like_x)
-    over_positions = (((0,), (0,)), ((), ()))
-    d_weight = jax.lax.dot_general(matrix(x), matrix(d_out), over_positions, precision=precision)
-    return d_x, jax.lax.reshape(d_weight, weight.shape, out_sharding=like_weight)
+    matrices = [_matrix(a, rows, layout) for a, rows in zip((*kept, d_out), (2, kept[0].ndim - 2, 2), strict=True)]
+    x, weight, gradients = matrices
+    d_x, d_weight = _dot(gradients, weight, (1, 1)), _dot(x, gradients, (0, 0))
+    like = [None if layout is None else jax.typeof(a).sharding.spec for a in kept]
+    d_x, d_weight = (
+        jax.lax.reshape(made, a.shape, out_sharding=spec) for made, a, spec in zip((d_x, d_weight), kept, like, strict=True)
+    )
+    return d_x, d_weight
 
 
 product.defvjp(_forward, _backward)

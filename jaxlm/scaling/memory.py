@@ -27,7 +27,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import AxisRules, rules_of
 from jaxlm.scaling.collectives import WIDTH, positions_of
 from jaxlm.scaling.residuals import kept_of
-from pallas_kernels.attention import TILE
+from pallas_kernels.attention import tile_size
 
 LABEL_BYTES = 4 * 4 + 1  # of a position in a batch: tokens, labels, segments, positions; the loss mask
 SCORES = 4  # matrices of float32 scores that exist at once in the backward pass of attention
@@ -206,5 +206,6 @@ def _scores(step: _Step) -> float:
     heads = step.cfg.model.n_heads / step.size(step.rules.a_N)
     length = step.cfg.model.context_length / step.size(step.rules.a_T)
     if step.cpu:
-        return SCORES * 4 * min(TILE, heads * length * length)
+        length = min(length, tile_size(int(heads)))
+        return SCORES * 4 * heads * length * length
     return SCORES * 4 * step.positions * heads * length

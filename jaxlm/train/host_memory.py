@@ -1,8 +1,8 @@
-"""Memory that the C library keeps for the next step, on a CPU, in pages of 2 MiB.
+"""Memory that the C library keeps for the next step, on a CPU, in large pages where the kernel has them to give.
 
 XLA asks for the temporary arrays of a step anew in every call. By default glibc gives each of these large blocks back to the
 kernel, which zeroes it page by page when the next step touches it: 1.65 s instead of 1.55 s a step for the benchmark's model
-(docs/bench/2026-11-25-train.md). Kept, they may as well lie in large pages, so that fewer of them have to be looked up.
+(docs/bench/2026-11-25-train.md). What is kept may as well lie in pages of 2 MiB, of which fewer have to be looked up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _PAGE, _MADV_HUGEPAGE = 1 << 21, 14
 
 
 def keep_memory() -> bool:
-    """Let the process keep the memory that it frees, up to 2 GiB at the end of the heap; true where that was set.
+    """Let the process keep the memory that it frees, up to 2 GiB at the end of the heap; true where that was set. The first
+    2 GiB of the heap are to lie in large pages, which is a wish: a kernel that has none goes on as before.
 
     For the whole process, and before other threads are started: call it first. One heap instead of one for each thread, so
     that a block freed by one is found by another. False, and nothing changes, where the C library is not glibc.
@@ -40,7 +41,7 @@ def _ask_for_large_pages(library: ctypes.CDLL) -> None:
     )
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     size = _KEPT - _PAGE
-    if block := library.malloc(size):  # none: a limit on address space is in force
+    if block := library.malloc(size):  # none where so much may not be asked for
         first = -(-block // _PAGE) * _PAGE
         library.madvise(first, (block + size - first) // _PAGE * _PAGE, _MADV_HUGEPAGE)
         library.free(block)

@@ -1,7 +1,9 @@
 """Memory that is freed is used again without a page fault."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,20 @@ def faults(how):
 
 def test_a_freed_block_is_used_again_without_page_faults():
     assert faults("kept") < 100 < faults("as it is")
+
+
+def test_the_heap_asks_for_large_pages():
+    """Of the regions of the heap, one of about 2 GiB is marked, and none of it is there before it is used."""
+    script = "from jaxlm.train.host_memory import keep_memory; print(keep_memory()); print(open('/proc/self/smaps').read())"
+    said, _, maps = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    ).stdout.partition("\n")
+    if said != "True" or not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("the C library is not glibc, or the kernel has no large pages")
+    regions = re.findall(r"\[heap\]\nSize: +(\d+) kB\n.*?Rss: +(\d+) kB\n.*?VmFlags: ([^\n]*)", maps, re.DOTALL)
+    marked = [(int(size), int(resident)) for size, resident, flags in regions if " hg" in flags]
+    assert sum(size for size, _ in marked) > 2_000_000
+    assert sum(resident for _, resident in marked) < 10_000
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
