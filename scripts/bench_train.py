@@ -5,10 +5,10 @@
 
 PYTHON is an interpreter with torch and this project (this one by default); where torch is absent, the tables say so. On a CPU
 the model is `cpu`, in float32; on a GPU `124M` and `1B`, in bfloat16. Every party has a process of its own; the rounds go
-through all of them in turn, and a figure is the least of the rounds. Processes of the same program differ by a tenth and more on
-a CPU: there are several sittings, each with new processes, and a figure is the median of the sittings, a
-ratio the median of their ratios. Two figures are given on a CPU: seconds by the clock, and seconds of the processors, which
-other work on the machine disturbs less.
+through all of them in turn, and a figure is the least of the rounds. Processes of the same program differ by a tenth and more
+on a CPU: there are several sittings, each with new processes, and a figure is the median of the sittings, a ratio the median of
+their ratios. Two figures are given on a CPU: seconds by the clock, and seconds of the processors, which other work on the
+machine disturbs less.
 """
 
 from __future__ import annotations
