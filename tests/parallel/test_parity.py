@@ -43,10 +43,12 @@ TWO_PROCESSES = {
 }
 
 
-def ways():
-    """Every way to cut a step, as options of `config`, by name."""
-    every = itertools.product(ACCUMULATIONS, (True, False), PRECISIONS)
-    return {f"{a}-{scan}-{p}": {"grad_accum": a, "scan": scan, "precision": p} for a, scan, p in every}
+def of_two_processes():
+    """Names, meshes and options of `config`: one mesh in every way to cut a step, the others in one of them."""
+    for accum, scan, precision in itertools.product(ACCUMULATIONS, (True, False), PRECISIONS):
+        for name, mesh in TWO_PROCESSES.items():
+            if name == "fsdp_tp" or (accum, scan, precision) == (4, True, "float32"):
+                yield f"{name}-{accum}-{scan}-{precision}", mesh, {"grad_accum": accum, "scan": scan, "precision": precision}
 
 
 def config(mesh, *, scan=True, model=MODEL, **train):

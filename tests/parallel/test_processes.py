@@ -29,7 +29,7 @@ ROOT = HERE.parents[2]
 PATIENCE = 240.0
 
 
-def pair(what: str, folder: Path, *, thaw: bool = False) -> list[tuple[int, str, str]]:
+def pair(what: str, folder: Path, *, thaw: bool = False, patience: float = PATIENCE) -> list[tuple[int, str, str]]:
     """Run `what` in two processes of two devices each; status, output and errors of each.
 
     thaw: process 0 holds itself, and is let go when process 1 has ended.
@@ -46,9 +46,9 @@ def pair(what: str, folder: Path, *, thaw: bool = False) -> list[tuple[int, str,
     started = [subprocess.Popen(command, env=base | {"JAXLM_PROCESS_ID": str(i)}, **pipes) for i in range(2)]
     try:
         if thaw:
-            started[1].wait(PATIENCE)
+            started[1].wait(patience)
             started[0].send_signal(signal.SIGCONT)
-        ended = [process.communicate(timeout=PATIENCE) for process in started]
+        ended = [process.communicate(timeout=patience) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -96,12 +96,11 @@ def test_every_process_puts_the_rows_that_it_needs_and_hears_what_the_others_say
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", test_parity.TWO_PROCESSES)
-def test_two_processes_change_no_loss_and_no_gradient(mesh, tmp_path):
-    (tmp_path / mesh).mkdir()
-    results(pair("parity", tmp_path / mesh))
-    for way, options in test_parity.ways().items():
-        with np.load(tmp_path / mesh / f"{way}.npz") as found:
+@pytest.mark.timeout(900)
+def test_two_processes_change_no_loss_and_no_gradient(tmp_path):
+    results(pair("parity", tmp_path, patience=800))
+    for name, _, options in test_parity.of_two_processes():
+        with np.load(tmp_path / f"{name}.npz") as found:
             grads = {path: found[path] for path in found.files if path != "loss"}
             test_parity.assert_equal_to_one_device(float(found["loss"]), grads, options["precision"])
 

@@ -122,13 +122,13 @@ def _stopped(total, array: jax.Array) -> list:
 
 
 def parity(folder: Path) -> dict:
-    """The loss and the whole gradients of every way to cut a step on the mesh that FOLDER names, kept by process 0."""
+    """The loss and the whole gradients of steps cut in several ways, kept by process 0."""
     from tests.parallel import test_parity
 
-    for way, options in test_parity.ways().items():
-        loss, grads = test_parity.on(test_parity.TWO_PROCESSES[folder.name], **options)
+    for name, mesh, options in test_parity.of_two_processes():
+        loss, grads = test_parity.on(mesh, **options)
         if processes.index() == 0:
-            np.savez(folder / f"{way}.npz", loss=loss, **grads)
+            np.savez(folder / f"{name}.npz", loss=loss, **grads)
     processes.barrier("end")
     return {}
 
