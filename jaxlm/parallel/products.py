@@ -29,15 +29,14 @@ def suits(x: jax.Array, weight: jax.Array, equation: str) -> bool:
     return whole and out[:2] == of_x[:2] == "BT" and letters == of_x[2:] + out[2:]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(equation: str, layout: Any, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`jnp.einsum(equation, x, weight)` for an equation that `suits`, "BTD,DF->BTF" say.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(layout: Any, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """[B, T, X..] times [X.., Y..], of one dtype, summed over X..: [B, T, Y..]. What `jnp.einsum` gives that `suits`.
 
     layout: the PartitionSpec of the result under a mesh, None without one.
     """
-    shape = x.shape[:2] + weight.shape[x.ndim - 2 :]
     out = _dot(_matrix(x, 2, layout), _matrix(weight, x.ndim - 2, layout), (1, 0))
-    return jax.lax.reshape(out, shape, out_sharding=layout)
+    return jax.lax.reshape(out, x.shape[:2] + weight.shape[x.ndim - 2 :], out_sharding=layout)
 
 
 def _matrix(array: jax.Array, rows: int, layout: Any) -> jax.Array:
@@ -50,19 +49,18 @@ def _dot(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(a, b, ((contracted[:1], contracted[1:]), ((), ())), precision=matmul_precision(a, b))
 
 
-def _forward(equation: str, layout: Any, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
-    return product(equation, layout, x, weight), (x, weight)
+def _forward(layout: Any, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
+    return product(layout, x, weight), (x, weight)
 
 
-def _backward(equation: str, layout: Any, kept: tuple, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
-    matrices = [_matrix(a, rows, layout) for a, rows in zip((*kept, d_out), (2, kept[0].ndim - 2, 2), strict=True)]
-    x, weight, gradients = matrices
-    d_x, d_weight = _dot(gradients, weight, (1, 1)), _dot(x, gradients, (0, 0))
-    like = [None if layout is None else jax.typeof(a).sharding.spec for a in kept]
-    d_x, d_weight = (
-        jax.lax.reshape(made, a.shape, out_sharding=spec) for made, a, spec in zip((d_x, d_weight), kept, like, strict=True)
-    )
-    return d_x, d_weight
+def _backward(layout: Any, kept: tuple, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def like(made: jax.Array, a: jax.Array) -> jax.Array:
+        return jax.lax.reshape(made, a.shape, out_sharding=None if layout is None else jax.typeof(a).sharding.spec)
+
+    x, weight = kept
+    flat_x, flat_weight = _matrix(x, 2, layout), _matrix(weight, x.ndim - 2, layout)
+    gradients = _matrix(d_out, 2, layout)
+    return like(_dot(gradients, flat_weight, (1, 1)), x), like(_dot(flat_x, gradients, (0, 0)), weight)
 
 
 product.defvjp(_forward, _backward)

@@ -116,7 +116,7 @@ class AxisRules:
         """`jnp.einsum` whose result is an activation, laid out by the letters after the arrow; float32 is float32."""
         layout = None if _no_mesh() else self.activation(equation.split("->")[1])
         if len(operands) == 2 and not options and products.suits(*operands, equation):
-            return checkpoint_name(products.product(equation, layout, *operands), products.NAME)
+            return checkpoint_name(products.product(layout, *operands), products.NAME)
         if layout is not None:
             options["out_sharding"] = layout
         return jnp.einsum(equation, *operands, precision=matmul_precision(*operands), **options)
