@@ -22,7 +22,7 @@ NAME = "weight_product"  # by which rematerialisation finds the results
 
 def suits(x: jax.Array, weight: jax.Array, equation: str) -> bool:
     """Whether `product` is for these: x has B, T and more, the result B, T and others, and the weight what is more and the
-    others, in the order in which its gradient is made; and every array is whole on one device."""
+    others, in this order; and every array is whole on one device."""
     (of_x, letters), out = equation.split("->")[0].split(","), equation.split("->")[1]
     mesh = jax.sharding.get_abstract_mesh()
     whole = mesh.empty or (mesh.size == 1 and not any(jax.typeof(a).sharding.spec.reduced for a in (x, weight)))
@@ -31,7 +31,7 @@ def suits(x: jax.Array, weight: jax.Array, equation: str) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(layout: Any, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[B, T, X..] times [X.., Y..], of one dtype, summed over X..: [B, T, Y..]. What `jnp.einsum` gives that `suits`.
+    """[B, T, X..] times [X.., Y..], of one dtype, summed over X..: [B, T, Y..]. It is `jnp.einsum` with what `suits`.
 
     layout: the PartitionSpec of the result under a mesh, None without one.
     """
