@@ -5,10 +5,10 @@ What stays is exact: shapes under the rules. What the layers keep for the backwa
 own `memory_analysis()` and are tested against it: what is at work in the backward pass of one block, the logits of one block
 of positions, what the update needs beside the state.
 
-XLA on a CPU differs in two ways that are modelled apart, so that the tests can compare: it widens what is bfloat16 or
-float16 to float32 before it multiplies, whole stacks of layers at once; and attention goes tile by tile there, where
-accelerators without a fused kernel make the scores of all rows of a layer at once. It also merges what unrolled layers compute
-twice, so that a policy saves nothing there; that is not modelled.
+XLA on a CPU differs in two ways that are modelled apart, so that the tests can compare: it widens weights and logits of
+bfloat16 or float16 to float32 before it multiplies (jax 0.10's also whole stacks of bfloat16 activations, of all layers at
+once); and attention goes tile by tile there, where accelerators without a fused kernel make the scores of all rows of a layer
+at once. It also merges what unrolled layers compute twice, so that a policy saves nothing there; that is not modelled.
 
 Axes: B batch, T position, D model, F hidden, N query head, V vocabulary (padded), L layer.
 """
@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import jax
 from jax.sharding import PartitionSpec
 
 from jaxlm.config.schema import RunConfig
@@ -58,7 +59,7 @@ def memory(cfg: RunConfig, *, cpu: bool = False) -> Memory:
     """The memory of one step of `cfg`, on one device of its mesh. cpu: as XLA allocates on a CPU. Touches no device."""
     step = _Step(cfg, rules_of(cfg.mesh, cfg.model.kv_heads), cpu)
     total, kept, layers = sum(step.stored.values()), kept_of(cfg), cfg.model.n_layers
-    activations = layers * kept.activations * (1 + kept.narrow if cpu else 1.0)
+    activations = layers * kept.activations * (1 + kept.narrow if step.widens_activations else 1.0)
     host = activations if cfg.train.remat == "offload" and not cpu else 0.0
     waiting = {
         f"activations kept by {layers} layers": activations - host,
@@ -117,6 +118,11 @@ class _Step:
     def width(self) -> int:
         """Bytes of a number in the compute dtype, as it is multiplied."""
         return 4 if self.cpu else WIDTH[self.cfg.train.precision]
+
+    @cached_property
+    def widens_activations(self) -> bool:
+        """Whether activations that are kept in the compute dtype are made float32 as a whole, besides."""
+        return self.cpu and self.cfg.train.precision == "bfloat16" and jax.__version_info__ < (0, 11)
 
     @cached_property
     def copies(self) -> bool:
@@ -189,15 +195,17 @@ def _working(step: _Step) -> float:
     """Bytes at work in the backward pass of one block.
 
     All that the pass reads, be it kept or just computed again, and what is on its way: four gradients of the width of the
-    residual stream. Where the block is computed again as a whole, nothing is read in place: six, and two of the hidden width.
+    residual stream. Where the block is computed again as a whole, nothing is read in place: two of the hidden width besides,
+    and two more of the residual stream's in float32.
     """
     whole = step.cfg.train.remat in ("block", "offload")
-    read = kept_of(step.cfg, "nothing")
-    on_the_way = (6 if whole else 4) * step.positions * step.cfg.model.d_model + (2 * step.hidden if whole else 0.0)
-    narrow = read.activations + on_the_way * WIDTH[step.cfg.train.precision]
-    wide = read.activations * (1 + read.narrow) + on_the_way * 4
-    if not step.cpu:
+    read, width = kept_of(step.cfg, "nothing"), WIDTH[step.cfg.train.precision]
+    stream, hidden = step.positions * step.cfg.model.d_model, 2 * step.hidden if whole else 0.0
+    streams = 6 if whole and (width == 4 or step.widens_activations) else 4
+    narrow = read.activations + (streams * stream + hidden) * width
+    if not step.widens_activations:
         return narrow
+    wide = read.activations * (1 + read.narrow) + (streams * stream + hidden) * 4
     return (narrow + wide) / 2 if whole else wide
 
 

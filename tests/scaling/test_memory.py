@@ -36,6 +36,7 @@ def case(mesh, fast=False, **fields):
         case("fsdp_tp", remat="block", precision="bfloat16"),
         case("context"),
         case("single", precision="bfloat16"),
+        case("tp", precision="float16"),
         case("single", remat="dots", model={"d_ff": 512, "context_length": 512}, batch_size=8),
         case("single", remat="block", model=MANY_LOGITS),
         case("fsdp_tp", remat="block", model=MANY_LOGITS),
@@ -72,7 +73,9 @@ def test_policies_order_as_they_keep(config_on):
 def test_bfloat16_halves_activations_where_it_is_not_widened(config_on):
     wide, narrow = memory(config_on()).peak, memory(config_on(precision="bfloat16")).peak
     assert 0.5 < narrow / wide < 0.75
-    assert memory(config_on(precision="bfloat16"), cpu=True).peak == pytest.approx(memory(config_on(), cpu=True).peak, rel=0.05)
+    on_cpu = [memory(config_on(precision=precision), cpu=True).peak for precision in ("float32", "float16", "bfloat16")]
+    assert 0.5 < on_cpu[1] / on_cpu[0] < 0.75
+    assert on_cpu[2] == pytest.approx(on_cpu[0] if jax.__version_info__ < (0, 11) else on_cpu[1], rel=0.05)
 
 
 def test_smaller_blocks_of_logits_need_less_and_layers_need_more(config_on):
