@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Set before jax is imported, and inherited by the processes that tests start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling is most of what the tests take, and half of it is LLVM's optimization. JAXLM_TEST_OPTIMIZED=1 leaves that on.
+LEVEL = "" if os.environ.get("JAXLM_TEST_OPTIMIZED") else " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8{LEVEL}"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

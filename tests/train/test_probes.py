@@ -121,7 +121,7 @@ def prepared():
         return made.gradients(made.batch), made.state(made.params)
 
 
-@pytest.mark.parametrize("width", [512, 768])
+@pytest.mark.parametrize("width", [512, pytest.param(768, marks=pytest.mark.slow)])
 def test_a_post_norm_model_that_predicts_its_own_token_is_no_fault(width):
     shape = {"n_layers": 1, "n_heads": 4, "d_ff": 64, "vocab_size": 4096, "context_length": 16}
     made = bench(config(model=schema.ModelConfig(d_model=width, norm="post", **shape)), real_batch(2, 16))
