@@ -334,6 +334,7 @@ PARENTS: dict[str, tuple[str, ...]] = {
     "run": ("tokenizer", "data"),
     "checkpoint": ("tokenizer", "data", "model", "run"),
     "evaluation": ("tokenizer", "data", "checkpoint"),
+    "bundle": ("run",),
 }
 """The kinds of artifacts that each kind was made from: it records the fingerprint of every one of them."""
 

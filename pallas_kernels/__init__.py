@@ -2,9 +2,10 @@
 
 from pallas_kernels.attention import attention, attention_gradients, attention_path
 from pallas_kernels.ranges import KeyRanges, causal, decode, packed
-from pallas_kernels.reference import attention_float64, attention_reference, matmul_precision
+from pallas_kernels.reference import Attended, attention_float64, attention_reference, matmul_precision
 
 __all__ = [
+    "Attended",
     "KeyRanges",
     "attention",
     "attention_float64",

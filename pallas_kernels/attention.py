@@ -18,25 +18,25 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ranges import KeyRanges
-from pallas_kernels.reference import MASKED, matmul_precision
+from pallas_kernels.reference import MASKED, Attended, matmul_precision
 
 TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
 
 
 def attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, softcap: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Scaled dot-product attention, softmax in float32; both results are differentiable in q, k and v.
+) -> Attended:
+    """Scaled dot-product attention, softmax in float32; output and log-sum-exp are differentiable in q, k and v.
 
     Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off.
-    Returns out_BTNH in the dtype of `v`, zero where a row sees no key, and lse_BTN in float32 (-1e30 there).
     Raises ValueError where N is no multiple of K. Source: Vaswani et al. 2017, section 3.2.1; grouped queries: Ainslie et al.
     2023.
     """
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if N % K:
         raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
-    return _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap)
+    out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap)
+    return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -47,8 +47,8 @@ def _attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
     # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
     q, start, end = jax.lax.optimization_barrier((q, start, end))
-    out, lse = _over_rows(functools.partial(_forward_row, softcap=softcap), q, k, v, start, end)
-    return (out, lse), (q, k, v, start, end, out, lse)
+    out, lse, peak, mean = _over_rows(functools.partial(_forward_row, softcap=softcap), q, k, v, start, end)
+    return (out, lse, peak, mean), (q, k, v, start, end, out, lse)
 
 
 def attention_gradients(
@@ -72,7 +72,7 @@ def attention_gradients(
 
 def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
     q, k, v, start, end, out, lse = residuals
-    d_out, d_lse = cotangents
+    d_out, d_lse = cotangents[:2]
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     mean = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     grads = _over_rows(functools.partial(_backward_row, softcap=softcap), q, k, v, start, end, lse, mean, d_out)
@@ -181,7 +181,7 @@ def _forward_row(
     softcap: float,
     queries: int,
     keys: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
     (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
     k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
@@ -191,25 +191,27 @@ def _forward_row(
         q, start, end = x
 
         def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
-            out, peak, total = carry
+            out, peak, total, moment = carry
             scores = _capped(_product("KRH,KSH->KRS", q, k[tile]) * H**-0.5, softcap)
             scores = jnp.where(_seen(start, end, tile * keys, keys, N // K).T[None], scores, MASKED)
             higher = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
             weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
             found = _product("KRS,KSH->KRH", weights.astype(v.dtype), v[tile])
-            return out * fade + found, higher, total * fade + jnp.sum(weights, axis=-1, keepdims=True)
+            total = total * fade + jnp.sum(weights, axis=-1, keepdims=True)
+            moment = moment * fade + jnp.sum(weights * scores, axis=-1, keepdims=True)
+            return out * fade + found, higher, total, moment
 
         # The first peak is above that of keys which do not count, so that exp gives them the weight 0.
         rows = jnp.zeros_like(q[..., :1], jnp.float32)
-        nothing = (jnp.zeros_like(q, jnp.float32), rows + 0.1 * MASKED, rows)
-        out, peak, total = _over_keys(over_keys, start, end, len(k), keys, nothing)
+        nothing = (jnp.zeros_like(q, jnp.float32), rows + 0.1 * MASKED, rows, rows)
+        out, peak, total, moment = _over_keys(over_keys, start, end, len(k), keys, nothing)
         empty = total == 0.0
         safe = jnp.where(empty, 1.0, total)
         lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
-        return None, ((out / safe).astype(v.dtype), lse)
+        return None, ((out / safe).astype(v.dtype), lse, jnp.where(empty, MASKED, peak)[..., 0], (moment / safe)[..., 0])
 
-    _, (out, lse) = _over_queries(over_queries, None, (_cut(q_NTH, K, queries), starts, ends))
-    return _swap(_joined(out, N, T)), _swap(_joined(lse, N, T))
+    _, of_tiles = _over_queries(over_queries, None, (_cut(q_NTH, K, queries), starts, ends))
+    return tuple(_swap(_joined(x, N, T)) for x in of_tiles)
 
 
 def _backward_row(

@@ -6,6 +6,7 @@ Axes: B batch, T query, S key, N query head, K key/value head, G query heads per
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,17 @@ from pallas_kernels.ranges import KeyRanges
 
 # Finite, so that a row without keys gives exp(0) and not NaN; the row is zeroed afterwards.
 MASKED = -1e30
+
+
+class Attended(NamedTuple):
+    """Of every query: out_BTNH, in the dtype of the values, zero where it sees no key; the rest float32. lse_BTN: log-sum-exp
+    of its scores, peak_BTN: the largest of them (both -1e30 where it sees no key), mean_BTN: their mean under the weights (0
+    there). The entropy of the weights is lse - mean, in nats. Gradients go through out and lse alone."""
+
+    out_BTNH: Any
+    lse_BTN: Any
+    peak_BTN: Any
+    mean_BTN: Any
 
 
 def matmul_precision(*operands: jax.Array) -> jax.lax.Precision | None:
@@ -54,12 +66,13 @@ def attention_reference(
 
 def attention_float64(
     q_BTNH: np.ndarray, k_BSKH: np.ndarray, v_BSKH: np.ndarray, start_BT: np.ndarray, end_BT: np.ndarray, softcap: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same in NumPy float64, one query at a time: slow, and written to be read. Returns out_BTNH and lse_BTN."""
+) -> Attended:
+    """The same in NumPy float64, one query at a time: slow, and written to be read."""
     q, k, v = (np.asarray(x, np.float64) for x in (q_BTNH, k_BSKH, v_BSKH))
     B, T, N, H = q.shape
     group = N // k.shape[2]
-    out, lse = np.zeros((B, T, N, H)), np.full((B, T, N), MASKED)
+    out, mean = np.zeros((B, T, N, H)), np.zeros((B, T, N))
+    lse, peak = np.full((B, T, N), MASKED), np.full((B, T, N), MASKED)
     for b in range(B):
         for t in range(T):
             keys = slice(max(int(start_BT[b, t]), 0), min(int(end_BT[b, t]), k.shape[1]))
@@ -72,4 +85,6 @@ def attention_float64(
                 weights = np.exp(scores - scores.max())
                 out[b, t, n] = weights / weights.sum() @ v[b, keys, n // group]
                 lse[b, t, n] = scores.max() + np.log(weights.sum())
-    return out, lse
+                peak[b, t, n] = scores.max()
+                mean[b, t, n] = weights / weights.sum() @ scores
+    return Attended(out, lse, peak, mean)

@@ -75,7 +75,7 @@ def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
             for _ in range(count):
                 state, telemetry = step(state, batch)
                 if telemetry is not None:
-                    record = record_of(telemetry, labels_bytes=4 * batch.labels.size)
+                    record = record_of(telemetry, labels_bytes=4 * batch.labels.size, positions=batch.labels.size)
                     log.append(record)
                     loss = record["loss"]
             jax.block_until_ready(state)

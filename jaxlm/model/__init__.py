@@ -7,10 +7,12 @@ from jaxlm.model.head import block_shape, head_loss, head_nll
 from jaxlm.model.loss import LossSums, loss_sums, token_nll
 from jaxlm.model.params import Block, Params, abstract_params, init_params, param_specs
 from jaxlm.model.precision import POLICIES, LossScale, Policy
-from jaxlm.model.transformer import BlockStats, LayerCache, block, check_length, forward, hidden, project
+from jaxlm.model.stats import BackwardStats, BlockStats, Site, new_sinks
+from jaxlm.model.transformer import LayerCache, block, check_length, forward, hidden, project
 
 __all__ = [
     "POLICIES",
+    "BackwardStats",
     "Block",
     "BlockStats",
     "LayerCache",
@@ -20,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "Params",
     "Policy",
+    "Site",
     "abstract_params",
     "block",
     "block_shape",
@@ -31,6 +34,7 @@ __all__ = [
     "init_params",
     "loss_sums",
     "model_manifest",
+    "new_sinks",
     "param_specs",
     "project",
     "token_nll",

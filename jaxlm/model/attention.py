@@ -8,12 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
 from jaxlm.parallel.ring import ring_attention
 from jaxlm.parallel.rules import AxisRules
-from pallas_kernels import KeyRanges, attention, causal, decode, packed
+from pallas_kernels import Attended, KeyRanges, attention, causal, decode, packed
 
 
 @struct.dataclass
@@ -46,27 +47,27 @@ class Mask:
 
 def attend(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules
-) -> jax.Array:
-    """Attention over the mask's ranges; out_BTNH in the dtype of `v`, zero where a query sees no key.
+) -> Attended:
+    """Attention over the mask's ranges: what `pallas_kernels.attention` returns, laid out like the queries.
 
     Under a mesh every device attends for its own rows and heads. Where the sequence is cut over a mesh axis, keys and values
     go round the devices of that axis (`jaxlm.parallel.ring`); nothing else travels.
     """
     if jax.sharding.get_abstract_mesh().empty:
-        return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, softcap=cfg.attention_softcap)[0]
+        return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, softcap=cfg.attention_softcap)
     (*_, heads, _), (*_, kv_heads, _) = rules.activation("BTNH"), rules.activation("BSKH")
     axis = rules.a_S[0] if rules.a_S else None
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> Attended:
         if heads != kv_heads:
             k, v = (_read_heads(x, heads, q.shape[2], cfg.n_heads // cfg.kv_heads) for x in (k, v))
         ranges = KeyRanges(start, end)
         if axis is None or jax.lax.axis_size(axis) == 1:
-            return attention(q, k, v, ranges, softcap=cfg.attention_softcap)[0]
+            return attention(q, k, v, ranges, softcap=cfg.attention_softcap)
         return ring_attention(q, k, v, ranges, axis=axis, softcap=cfg.attention_softcap)
 
     q, kv, rows = (rules.activation(dims) for dims in ("BTNH", "BSKH", "BT"))
-    mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=q)
+    mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=Attended(q, *[PartitionSpec(*q[:3])] * 3))
     return mapped(q_BTNH, k_BSKH, v_BSKH, *mask.ranges)
 
 

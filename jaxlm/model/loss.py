@@ -14,9 +14,11 @@ from jaxlm.axes import check_shape
 
 @struct.dataclass
 class LossSums:
-    """nll: summed negative log likelihood in nats. z: summed squared log-sum-exp. count: supervised labels. float32 []."""
+    """nll: summed negative log likelihood in nats, squares: of its squares. z: summed squared log-sum-exp. count: supervised
+    labels. float32 []."""
 
     nll: jax.Array
+    squares: jax.Array
     z: jax.Array
     count: jax.Array
 
@@ -41,6 +43,7 @@ def masked_sums(nll_BT: jax.Array, lse_BT: jax.Array, loss_mask_BT: jax.Array) -
     """Sums over the supervised positions (loss_mask_BT true). An unsupervised position adds exactly zero."""
     return LossSums(
         nll=jnp.sum(jnp.where(loss_mask_BT, nll_BT, 0.0)),
+        squares=jnp.sum(jnp.where(loss_mask_BT, jnp.square(nll_BT), 0.0)),
         z=jnp.sum(jnp.where(loss_mask_BT, jnp.square(lse_BT), 0.0)),
         count=jnp.sum(loss_mask_BT, dtype=jnp.float32),
     )

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
@@ -22,19 +21,8 @@ from jaxlm.model.params import Block, Params, param_specs
 from jaxlm.model.precision import Policy
 from jaxlm.model.remat import named_input, rematerialised
 from jaxlm.model.spec import named_leaves
+from jaxlm.model.stats import BlockStats, of_attention, site, tap
 from jaxlm.parallel.rules import PRESETS, AxisRules
-
-
-@struct.dataclass
-class BlockStats:
-    """Root mean squares of the residual stream at a block's input and of what attention and feed-forward add to it.
-
-    float32; scalars inside a block, [L] after the scan.
-    """
-
-    residual_rms: jax.Array
-    attn_rms: jax.Array
-    mlp_rms: jax.Array
 
 
 class LayerCache(NamedTuple):
@@ -45,17 +33,14 @@ class LayerCache(NamedTuple):
     slots_BT: jax.Array
 
 
-def _rms(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
-
-
 def _biased(x: jax.Array, bias: jax.Array | None) -> jax.Array:
     return x if bias is None else x + align(bias, x).astype(x.dtype)
 
 
 def _attention(
     h_BTD: jax.Array, layer: Block, cfg: ModelConfig, mask: Mask, rules: AxisRules, cache: LayerCache | None
-) -> tuple[jax.Array, LayerCache | None]:
+) -> tuple[jax.Array, LayerCache | None, tuple[jax.Array, jax.Array]]:
+    """What attention adds, the cache, the largest score and the entropy."""
     shared_BTD = rules.shared(h_BTD, "BTD", "N")
     q_BTNH = _biased(rules.einsum("BTD,DNH->BTNH", shared_BTD, layer.wq), layer.q_bias)
     h_BTD = shared_BTD if rules.w_K == rules.w_N else h_BTD
@@ -73,8 +58,9 @@ def _attention(
         k_BTKH = cache.k.at[rows, cache.slots_BT].set(k_BTKH.astype(cache.k.dtype), mode="drop")
         v_BTKH = cache.v.at[rows, cache.slots_BT].set(v_BTKH.astype(cache.v.dtype), mode="drop")
         cache = LayerCache(k_BTKH, v_BTKH, cache.slots_BT)
-    out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, mask, cfg, rules)
-    return _biased(rules.einsum("BTNH,NHD->BTD", out_BTNH, layer.wo), layer.o_bias), cache
+    attended = attend(q_BTNH, k_BTKH, v_BTKH, mask, cfg, rules)
+    out_BTD = _biased(rules.einsum("BTNH,NHD->BTD", attended.out_BTNH, layer.wo), layer.o_bias)
+    return out_BTD, cache, of_attention(attended)
 
 
 def _feed_forward(h_BTD: jax.Array, layer: Block, cfg: ModelConfig, rules: AxisRules) -> jax.Array:
@@ -104,10 +90,10 @@ def block(
     """
     keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
     pre, post = cfg.norm == "pre", cfg.norm == "post"
-    residual_rms = _rms(x_BTD)
+    residual = site(x_BTD)
     with jax.named_scope("attention"):
         h_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if pre else x_BTD
-        attn_BTD, cache = _attention(h_BTD, layer, cfg, mask, rules, cache)
+        attn_BTD, cache, of_scores = _attention(h_BTD, layer, cfg, mask, rules, cache)
         x_BTD = x_BTD + dropout(attn_BTD, cfg.dropout, keys[0])
         x_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if post else x_BTD
     with jax.named_scope("feed_forward"):
@@ -115,7 +101,7 @@ def block(
         mlp_BTD = _feed_forward(h_BTD, layer, cfg, rules)
         x_BTD = x_BTD + dropout(mlp_BTD, cfg.dropout, keys[1])
         x_BTD = rms_norm(x_BTD, layer.mlp_norm, eps=cfg.norm_eps) if post else x_BTD
-    return x_BTD, BlockStats(residual_rms, _rms(attn_BTD), _rms(mlp_BTD)), cache
+    return x_BTD, BlockStats(residual, site(attn_BTD), site(mlp_BTD), *of_scores), cache
 
 
 def _layer_in_use(layer: Block, dims: Block, policy: Policy, rules: AxisRules) -> Block:
@@ -137,18 +123,20 @@ def hidden(
     dropout_key: jax.Array | None = None,
     cache: LayerCache | None = None,
     remat: str = "none",
+    sinks_L2: jax.Array | None = None,
 ) -> tuple[jax.Array, BlockStats, LayerCache | None]:
     """Ids to the last activations, normed: x_BTD in the compute dtype, statistics [L], and the cache.
 
     cache: keys and values stacked over layers [L, B, S, K, H], with this call's slots; None in training. remat: what the
-    backward pass computes again, see `jaxlm.model.remat`. Raises ValueError for a mask of other positions than the ids.
+    backward pass computes again, see `jaxlm.model.remat`. sinks_L2: where the statistics of the backward pass go, see
+    `jaxlm.model.stats.tap`. Raises ValueError for a mask of other positions than the ids.
     """
     check_shape("mask.positions", mask.positions_BT, "BT", **check_shape("tokens", tokens_BT, "BT"))
     dims = jax.tree.map(lambda spec: spec.dims[1:], param_specs(cfg).blocks)
 
     def step(x_BTD: jax.Array, scanned: tuple) -> tuple[jax.Array, tuple]:
-        layer, kv, key = scanned
-        x_BTD = named_input(x_BTD)
+        layer, kv, key, sink_2 = scanned
+        x_BTD = named_input(x_BTD if sink_2 is None else tap(x_BTD, sink_2))
         layer = _layer_in_use(layer, dims, policy, rules)
         layer_cache = None if cache is None else LayerCache(kv[0], kv[1], cache.slots_BT)
         x_BTD, stats, layer_cache = block(x_BTD, layer, cfg, mask, rules=rules, cache=layer_cache, dropout_key=key)
@@ -159,7 +147,7 @@ def hidden(
         table_VD = rules.gather(params.embed.astype(policy.compute), "VD")
         x_BTD = rules.rows(table_VD, tokens_BT)
     keys = None if dropout_key is None else jax.random.split(dropout_key, cfg.n_layers)
-    scanned = (params.blocks, None if cache is None else (cache.k, cache.v), keys)
+    scanned = (params.blocks, None if cache is None else (cache.k, cache.v), keys, sinks_L2)
     if cfg.scan_layers:
         x_BTD, (stats, kv) = jax.lax.scan(step, x_BTD, scanned)
     else:

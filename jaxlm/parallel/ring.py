@@ -15,23 +15,24 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import KeyRanges, attention, attention_gradients
+from pallas_kernels import Attended, KeyRanges, attention, attention_gradients
 
 
 def ring_attention(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, axis: str, softcap: float = 0.0
-) -> jax.Array:
+) -> Attended:
     """Attention of one device's queries to the keys of all devices of the mesh axis `axis`, inside `jax.shard_map`.
 
     ranges: of the device's own queries, over the keys of the whole sequence; shard i holds the keys i * S to (i + 1) * S.
-    Returns out_BTNH in the dtype of `v`, zero where a query sees no key. Differentiable in q, k and v.
+    Returns what `attention` to all keys would. Differentiable in q, k and v through the output alone.
     """
-    return _ring(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, axis, softcap)
+    out, *rest = _ring(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, axis, softcap)
+    return Attended(out, *jax.lax.stop_gradient(rest))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _ring(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> jax.Array:
-    return _round(q, k, v, start, end, axis, softcap)[0].astype(v.dtype)
+def _ring(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> Attended:
+    return _forward(q, k, v, start, end, axis, softcap)[0]
 
 
 def _local(start: jax.Array, end: jax.Array, axis: str, passed: jax.Array | int, keys: int) -> KeyRanges:
@@ -47,36 +48,42 @@ def _pass_on(tree: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
 
 def _round(
     q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
-) -> tuple[jax.Array, jax.Array]:
-    """Once round the ring: out and log-sum-exp over all keys, both float32."""
+) -> Attended:
+    """Once round the ring: attention to all keys, the output in float32."""
 
-    def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        out, lse = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap)
-        return out.astype(jnp.float32), lse
+    def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> Attended:
+        found = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap)
+        return found._replace(out_BTNH=found.out_BTNH.astype(jnp.float32))
 
     def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
-        (k, v), out, lse = _pass_on(carry[0], axis), *carry[1:]
-        more, lse_more = part(k, v, passed)
-        # A row without keys has the log-sum-exp -1e30 and the output 0: it adds nothing, and two of them stay one.
-        merged = jnp.logaddexp(lse, lse_more)
-        out = out * jnp.exp(lse - merged)[..., None] + more * jnp.exp(lse_more - merged)[..., None]
-        return ((k, v), out, merged), None
+        (k, v), found = _pass_on(carry[0], axis), carry[1]
+        return ((k, v), _merged(found, part(k, v, passed))), None
 
     passes = jnp.arange(1, jax.lax.axis_size(axis))
-    (_, out, lse), _ = jax.lax.scan(step, ((k, v), *part(k, v, 0)), passes)
-    return out, lse
+    (_, found), _ = jax.lax.scan(step, ((k, v), part(k, v, 0)), passes)
+    return found
+
+
+def _merged(a: Attended, b: Attended) -> Attended:
+    """Attention to the keys of both. A row without keys has the log-sum-exp -1e30 and zeros: it adds nothing, and two of them
+    stay one."""
+    lse = jnp.logaddexp(a.lse_BTN, b.lse_BTN)
+    of_a, of_b = jnp.exp(a.lse_BTN - lse), jnp.exp(b.lse_BTN - lse)
+    out = a.out_BTNH * of_a[..., None] + b.out_BTNH * of_b[..., None]
+    return Attended(out, lse, jnp.maximum(a.peak_BTN, b.peak_BTN), a.mean_BTN * of_a + b.mean_BTN * of_b)
 
 
 def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
-) -> tuple[jax.Array, tuple]:
-    out, lse = _round(q, k, v, start, end, axis, softcap)
-    out = out.astype(v.dtype)
-    return out, (q, k, v, start, end, out, lse)
+) -> tuple[Attended, tuple]:
+    found = _round(q, k, v, start, end, axis, softcap)
+    found = found._replace(out_BTNH=found.out_BTNH.astype(v.dtype))
+    return found, (q, k, v, start, end, found.out_BTNH, found.lse_BTN)
 
 
-def _backward(axis: str, softcap: float, residuals: tuple, d_out: jax.Array) -> tuple:
+def _backward(axis: str, softcap: float, residuals: tuple, cotangents: Attended) -> tuple:
     q, k, v, start, end, out, lse = residuals
+    d_out = cotangents.out_BTNH
 
     def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> tuple[jax.Array, ...]:
         ranges = _local(start, end, axis, passed, k.shape[1])

@@ -32,8 +32,9 @@ FACTS = {
     "run": ("config_fingerprint", "model", "probes"),
     "checkpoint": ("step", "leaves", "telemetry"),
     "evaluation": ("step",),
+    "bundle": ("step", "alarms"),
 }
-HOLDERS = {"checkpoints": "checkpoint", "evaluations": "evaluation"}  # folders of a run that hold several
+HOLDERS = {"checkpoints": "checkpoint", "evaluations": "evaluation", "bundles": "bundle"}  # folders of a run that hold several
 RESOLVED = "resolved.json"
 
 
@@ -57,6 +58,8 @@ def audit(path: str | os.PathLike[str]) -> list[Finding]:
         return list(_checkpoint(CheckpointStore(root.parent), int(root.name), parts, deep=True))
     if kind == "evaluation":
         return list(_evaluation(root, parts, CheckpointStore(layout.checkpoints) if layout is not None else None))
+    if kind == "bundle":
+        return list(_bundle(root, parts))
     findings = list(_plain(root))
     if kind in OPENED:
         findings += _opens(kind, root, OPENED[kind])
@@ -216,6 +219,8 @@ def _run(layout: Layout) -> Iterator[Finding]:
     yield from _logs(layout, store)
     for root in _within(layout.evaluations):
         yield from _evaluation(root, parts, store)
+    for root in _within(layout.bundles):
+        yield from _bundle(root, parts)
     steps = {store.path(step) for step in store.committed()}
     for path in _within(layout.checkpoints):
         if path not in steps:
@@ -282,6 +287,15 @@ def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Ite
     yield from _pair(parts.data, manifest, root)
     if store is not None and manifest is not None and manifest.facts["step"] in store.committed():
         yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)
+
+
+def _bundle(root: Path, parts: _Parts) -> Iterator[Finding]:
+    """A bundle of the flight recorder, with all that lies in it, and the run that it is of."""
+    if not root.is_dir():
+        yield _stranger("bundle", root)
+        return
+    yield from _plain(root, "bundle")
+    yield from _pair(parts.run, _readable(root), root)
 
 
 OPENED: dict[str, Callable[[Path], Any]] = {"tokenizer": Tokenizer.load, "data": open_shards}

@@ -8,6 +8,7 @@ RUN/telemetry.jsonl    one line a step: only figures that an equal run repeats b
 RUN/events.jsonl       times, validations, saves, resumes
 RUN/checkpoints/       00000400/ and so on
 RUN/evaluations/       one directory an evaluation
+RUN/bundles/           one directory an alarm: what it takes to compute that step again
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ class Layout:
     def evaluations(self) -> Path:
         """The directory of the evaluations."""
         return self.path / "evaluations"
+
+    @property
+    def bundles(self) -> Path:
+        """The directory of the flight recorder's bundles."""
+        return self.path / "bundles"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -83,7 +83,7 @@ def _step(session: Session, step: int, made: Batch, progress: Progress) -> None:
     session.check(made, step)
     facts = session.facts(made, step)
     session.state, telemetry = session.guard.step(session.state, session.put(made), step + 1)
-    record = record_of(telemetry, labels_bytes=facts.bytes)
+    record = record_of(telemetry, labels_bytes=facts.bytes, positions=cfg.tokens_per_step)
     step += 1
     last = step == cfg.train.steps
     validation = _validate(session, step, progress) if last or step % cfg.eval.every == 0 else None

@@ -17,18 +17,31 @@ import jax.numpy as jnp
 
 from jaxlm.config.schema import RunConfig
 from jaxlm.data import Batch
-from jaxlm.model import BlockStats, LossSums, Mask, Params, head_loss, head_nll, hidden, project
+from jaxlm.model import (
+    BackwardStats,
+    BlockStats,
+    LossSums,
+    Mask,
+    Params,
+    head_loss,
+    head_nll,
+    hidden,
+    new_sinks,
+    project,
+)
 from jaxlm.optim import schedule_of
 from jaxlm.train.state import TrainState, optimizer, policy, rules
-from jaxlm.watch import Telemetry, leaf_norms, total_norm
+from jaxlm.watch import Telemetry, leaf_norms, still_rows, total_norm
 
 
 class Gradients(NamedTuple):
-    """grads: of the objective, per supervised label, float32, like the parameters. sums: the losses. stats: [L]."""
+    """grads: of the objective, per supervised label, float32, like the parameters. sums: the losses. stats: of the layers'
+    activations, backward: of the gradients by their inputs, [L]."""
 
     grads: Params
     sums: LossSums
     stats: BlockStats
+    backward: BackwardStats
 
 
 def _options(cfg: RunConfig) -> dict[str, Any]:
@@ -36,11 +49,15 @@ def _options(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _activations(
-    params: Params, batch: Batch, cfg: RunConfig, dropout_key: jax.Array | None = None
+    params: Params,
+    batch: Batch,
+    cfg: RunConfig,
+    dropout_key: jax.Array | None = None,
+    sinks_L2: jax.Array | None = None,
 ) -> tuple[jax.Array, BlockStats]:
     """The last activations of a packed batch, [B, T, D], and the statistics of the layers."""
     mask = Mask.packed(batch.segments, batch.positions, window=cfg.model.window)
-    options = {**_options(cfg), "dropout_key": dropout_key, "remat": cfg.train.remat}
+    options = {**_options(cfg), "dropout_key": dropout_key, "remat": cfg.train.remat, "sinks_L2": sinks_L2}
     x_BTD, stats, _ = hidden(params, batch.tokens, cfg.model, mask, **options)
     return x_BTD, stats
 
@@ -65,14 +82,17 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
     accum = cfg.train.grad_accum
     loss_options = {**_options(cfg), "chunk": cfg.train.loss_chunk, "z_loss": cfg.train.z_loss, "scale": loss_scale / positions}
 
-    def objective(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, tuple[LossSums, BlockStats]]:
-        x_BTD, stats = _activations(params, micro, cfg, key if cfg.model.dropout else None)
+    def objective(
+        params: Params, sinks_L2: jax.Array, micro: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[LossSums, BlockStats]]:
+        x_BTD, stats = _activations(params, micro, cfg, key if cfg.model.dropout else None, sinks_L2)
         objective, sums = head_loss(params, x_BTD, micro.labels, micro.loss_mask, cfg.model, **loss_options)
         return objective, (sums, stats)
 
-    gradient = jax.grad(objective, has_aux=True)
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    sinks_L2 = new_sinks(cfg.model.n_layers)
     if accum == 1:
-        grads, (sums, stats) = gradient(params, batch, jax.random.fold_in(key, 0))
+        (grads, sinks_L2), (sums, stats) = gradient(params, sinks_L2, batch, jax.random.fold_in(key, 0))
     else:
         # Micro-batch a is rows a, a + A, ...: the rows of a device stay on it.
         # Said, not derived: of one row in a micro-batch jax would lay the batch's mesh axes on A.
@@ -85,18 +105,19 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
 
         def add(total: tuple, scanned: tuple) -> tuple[tuple, BlockStats]:
             micro, index = scanned
-            grads, (sums, stats) = gradient(params, micro, jax.random.fold_in(key, index))
+            grads, (sums, stats) = gradient(params, sinks_L2, micro, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, total, (grads, sums)), stats
 
-        zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(3)))
-        start = (jax.tree.map(jnp.zeros_like, params), zero)
-        (grads, sums), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
-        stats = jax.tree.map(lambda s: jnp.sqrt(jnp.mean(jnp.square(s), axis=0)), stats_AL)
+        zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(4)))
+        start = (jax.tree.map(jnp.zeros_like, (params, sinks_L2)), zero)
+        ((grads, sinks_L2), sums), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
+        stats = stats_AL.over_micro_batches()
     # 0 * inf is NaN: a batch without a supervised label is a skipped step, never a loss of 0. Of products, unlike of quotients,
     # the compiler makes no array that is only read by others.
     inverse = positions / (loss_scale * sums.count)
     grads = jax.tree.map(lambda g: g * inverse, grads)
-    return Gradients(grads, sums, stats)
+    backward = BackwardStats.from_sinks(sinks_L2, positions * cfg.model.d_model, inverse)
+    return Gradients(grads, sums, stats, backward)
 
 
 def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState, Telemetry]:
@@ -110,30 +131,39 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
     with jax.named_scope("norms"):
         norms = leaf_norms(gradients.grads)
         loss, grad_norm = sums.nll / sums.count, total_norm(norms)
+        variance = sums.squares / sums.count - jnp.square(loss)
+        still = still_rows(gradients.grads.embed, cfg.model.vocab_size)
     with jax.named_scope("optimizer"):
         applied = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         known = {"norm": grad_norm, "applied": applied}
         updates, opt_state = optimizer(cfg).update(gradients.grads, state.opt_state, state.params, **known)
-        update_norm = total_norm(leaf_norms(updates))
-        finite = applied & jnp.isfinite(update_norm)
+        update_norms = leaf_norms(updates)
+        finite = applied & jnp.isfinite(total_norm(update_norms))
         params = jax.tree.map(lambda p, u: jnp.where(finite, p + u, p), state.params, updates)
+        update_norms = {name: jnp.where(finite, norm, 0.0) for name, norm in update_norms.items()}
     with jax.named_scope("norms"):
-        param_norm = total_norm(leaf_norms(params))
+        param_norms = leaf_norms(params)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     telemetry = Telemetry(
         step=state.step + 1,
         loss=loss,
+        loss_spread=jnp.sqrt(jnp.where(variance < 0.0, 0.0, variance)),
         z_loss=sums.z / sums.count,
         labels=sums.count,
         grad_norm=grad_norm,
-        param_norm=param_norm,
-        update_norm=jnp.where(finite, update_norm, 0.0),
+        clipped=(grad_norm > cfg.optim.clip_norm) & (cfg.optim.clip_norm > 0),
+        param_norm=total_norm(param_norms),
+        update_norm=total_norm(update_norms),
         lr=schedule_of(cfg.optim, cfg.train.steps)(state.opt_state[-1].count),
         loss_scale=state.loss_scale.scale,
         finite=finite,
         skipped=skipped,
         leaf_grad_norms=norms,
+        leaf_param_norms=param_norms,
+        leaf_update_norms=update_norms,
+        embed_rows_still=still,
         activations=gradients.stats,
+        backward=gradients.backward,
     )
     state = dataclasses.replace(
         state,

@@ -3,7 +3,7 @@
 from jaxlm.config.schema import WatchConfig
 from jaxlm.watch.live import Progress, duration
 from jaxlm.watch.sinks import ChainedLog, Mark, read_log, verify_log
-from jaxlm.watch.telemetry import Telemetry, first_nonfinite, leaf_norms, number, record_of, total_norm
+from jaxlm.watch.telemetry import Telemetry, first_nonfinite, leaf_norms, number, record_of, still_rows, total_norm
 
 __all__ = [
     "ChainedLog",
@@ -17,6 +17,7 @@ __all__ = [
     "number",
     "read_log",
     "record_of",
+    "still_rows",
     "total_norm",
     "verify_log",
 ]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxlm.model import BlockStats
+from jaxlm.model import BackwardStats, BlockStats, Site
 from jaxlm.model.spec import named_leaves
 
 
@@ -25,17 +25,21 @@ from jaxlm.model.spec import named_leaves
 class Telemetry:
     """One training step, as scalars unless said otherwise.
 
-    step: int32, of the step reported, from 1. loss: mean negative log likelihood in nats per supervised label. z_loss: mean
-    squared log-sum-exp. labels: supervised labels. grad_norm: before clipping. param_norm: after the update. update_norm:
-    of what was added. lr, loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a
-    row. leaf_grad_norms: by parameter name, [L] for those of the blocks, before clipping. activations: [L] each.
+    step: int32, of the step reported, from 1. loss: mean negative log likelihood in nats per supervised label. loss_spread: its
+    standard deviation over the labels. z_loss: mean squared log-sum-exp. labels: supervised labels. grad_norm: before clipping;
+    clipped: whether it was clipped. param_norm: after the update. update_norm: of what was added, 0 where nothing was. lr,
+    loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a row. leaf_grad_norms,
+    leaf_param_norms, leaf_update_norms: by parameter name, [L] for those of the blocks. embed_rows_still: share of the
+    vocabulary's rows of the embedding whose gradient is zero. activations, backward: of every layer, [L] each.
     """
 
     step: jax.Array
     loss: jax.Array
+    loss_spread: jax.Array
     z_loss: jax.Array
     labels: jax.Array
     grad_norm: jax.Array
+    clipped: jax.Array
     param_norm: jax.Array
     update_norm: jax.Array
     lr: jax.Array
@@ -43,7 +47,11 @@ class Telemetry:
     finite: jax.Array
     skipped: jax.Array
     leaf_grad_norms: dict[str, jax.Array]
+    leaf_param_norms: dict[str, jax.Array]
+    leaf_update_norms: dict[str, jax.Array]
+    embed_rows_still: jax.Array
     activations: BlockStats
+    backward: BackwardStats
 
 
 def leaf_norms(tree: Any) -> dict[str, jax.Array]:
@@ -54,6 +62,13 @@ def leaf_norms(tree: Any) -> dict[str, jax.Array]:
         return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=axes))
 
     return {name: norm(name, leaf) for name, leaf in named_leaves(tree).items()}
+
+
+def still_rows(gradient_VD: jax.Array, vocab_size: int) -> jax.Array:
+    """The share, float32 [], of the first `vocab_size` rows that are zero. A row of an id that the batch does not hold is, where
+    the embedding does not make the logits too."""
+    moved_V = jnp.any(gradient_VD != 0.0, axis=-1)
+    return (vocab_size - jnp.sum(moved_V, dtype=jnp.float32)) / vocab_size
 
 
 def total_norm(norms: Mapping[str, jax.Array]) -> jax.Array:
@@ -76,23 +91,27 @@ def _nonfinite(host: Telemetry) -> str:
     return first_nonfinite(host) or rest
 
 
-def record_of(telemetry: Telemetry, *, labels_bytes: int) -> dict[str, Any]:
-    """A step as plain JSON values, every float exact. labels_bytes: bytes of text that the supervised labels stand for.
+def record_of(telemetry: Telemetry, *, labels_bytes: int, positions: int) -> dict[str, Any]:
+    """A step as plain JSON values, every float32 exact.
 
-    bits_per_byte is that of the training batch: loss * labels / (ln 2 * bytes); None where the labels stand for no bytes.
-    nonfinite: what was not finite where the step was skipped, a parameter by name (its gradient), `the loss` or `the update`.
-    Only figures that an equal run repeats bit by bit belong here; times go to the event log.
+    labels_bytes: bytes of text that the supervised labels stand for. positions: of the batch, B * T. bits_per_byte is that of
+    the training batch: loss * labels / (ln 2 * bytes); None where the labels stand for no bytes. nonfinite: what was not finite
+    where the step was skipped, a parameter by name (its gradient), `the loss` or `the update`. Only figures that an equal run
+    repeats bit by bit belong here; times go to the event log.
     """
     host: Telemetry = jax.tree.map(np.asarray, telemetry)
-    loss, labels = float(host.loss), int(host.labels)
+    loss, labels, sites = float(host.loss), int(host.labels), _sites(host)
     return {
         "step": int(host.step),
         "loss": number(loss),
+        "loss_spread": number(host.loss_spread),
         "bits_per_byte": number(loss * labels / (math.log(2) * labels_bytes)) if labels_bytes else None,
         "z_loss": number(host.z_loss),
         "labels": labels,
+        "supervised": labels / positions,
         "bytes": labels_bytes,
         "grad_norm": number(host.grad_norm),
+        "clipped": bool(host.clipped),
         "param_norm": number(host.param_norm),
         "update_norm": number(host.update_norm),
         "lr": number(host.lr),
@@ -100,13 +119,25 @@ def record_of(telemetry: Telemetry, *, labels_bytes: int) -> dict[str, Any]:
         "finite": bool(host.finite),
         "skipped": int(host.skipped),
         "nonfinite": _nonfinite(host),
-        "grad_norms": {name: number(norm) for name, norm in host.leaf_grad_norms.items()},
+        "grad_norms": {name: short(norm) for name, norm in host.leaf_grad_norms.items()},
+        "param_norms": {name: short(norm) for name, norm in host.leaf_param_norms.items()},
+        "update_norms": {name: short(norm) for name, norm in host.leaf_update_norms.items()},
+        "embed_rows_still": number(host.embed_rows_still),
         "activations": {
-            "residual_rms": number(host.activations.residual_rms),
-            "attn_rms": number(host.activations.attn_rms),
-            "mlp_rms": number(host.activations.mlp_rms),
+            **{f"{name}_rms": short(site.rms) for name, site in sites.items()},
+            **{f"{name}_max": short(site.largest) for name, site in sites.items()},
+            "logit_max": short(host.activations.logit_max),
+            "entropy": short(host.activations.entropy),
         },
+        "nonfinite_forward": {name: [int(count) for count in site.nonfinite] for name, site in sites.items()},
+        "backward": {"residual_rms": short(host.backward.rms)},
+        "nonfinite_backward": [int(count) for count in host.backward.nonfinite],
     }
+
+
+def _sites(host: Telemetry) -> dict[str, Site]:
+    stats = host.activations
+    return {"residual": stats.residual, "attn": stats.attn, "mlp": stats.mlp}
 
 
 def number(value: Any) -> Any:
@@ -115,3 +146,11 @@ def number(value: Any) -> Any:
     if array.ndim:
         return [number(v) for v in array]
     return float(array) if np.isfinite(array) else str(float(array))
+
+
+def short(value: Any) -> Any:
+    """`number` of a float32, or of a list of them, as the shortest decimal that is this float32 and no other: there are many."""
+    array = np.asarray(value, np.float32)
+    if array.ndim:
+        return [short(v) for v in array]
+    return float(str(array)) if np.isfinite(array) else number(array)

@@ -53,8 +53,8 @@ def test_attention_takes_ranges_and_cap_of_the_model(cap, tiny):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 6, heads, 4)).astype(np.float32) for heads in (4, 2, 2))
     mask = Mask.packed(jnp.asarray([[1] * 6, [1, 1, 2, 2, 0, 0]]), jnp.asarray([list(range(6)), [0, 1, 0, 1, 0, 1]]), window=2)
-    out = attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), mask, tiny(attention_softcap=cap), RULES)
-    expected, _ = attention_float64(q, k, v, *mask.ranges, cap)
+    out = attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), mask, tiny(attention_softcap=cap), RULES).out_BTNH
+    expected, *_ = attention_float64(q, k, v, *mask.ranges, cap)
     np.testing.assert_allclose(out, expected, atol=2e-6)
     assert (np.asarray(out)[1, 4:] == 0).all()
     assert dataclasses.replace(mask, positions_BT=mask.positions_BT + 1).ranges is mask.ranges

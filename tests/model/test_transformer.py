@@ -102,7 +102,7 @@ def test_scan_and_unrolled_layers_agree_in_logits_statistics_and_gradients(tiny,
             return jnp.sum(jnp.square(x_BTD)), stats
 
         outcomes.append(jax.value_and_grad(loss, has_aux=True)(drawn(cfg), packs[0]))
-    assert outcomes[0][0][1].attn_rms.shape == (2,)
+    assert outcomes[0][0][1].attn.rms.shape == (2,)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *outcomes)
 
 
@@ -112,9 +112,9 @@ def test_statistics_are_root_mean_squares_of_what_flows(tiny, drawn, packs):
     quiet = dataclasses.replace(params.blocks, wo=jnp.zeros_like(params.blocks.wo))
     _, stats, _ = hidden(dataclasses.replace(params, blocks=quiet), packs[0], cfg, Mask.causal(2, 20))
     residual = np.asarray(params.embed, np.float64)[packs[0]]
-    np.testing.assert_allclose(stats.residual_rms, [np.sqrt((residual**2).mean())], rtol=1e-5)
-    assert stats.attn_rms.tolist() == [0.0]
-    assert stats.mlp_rms[0] > 0.1
+    np.testing.assert_allclose(stats.residual.rms, [np.sqrt((residual**2).mean())], rtol=1e-5)
+    assert stats.attn.rms.tolist() == [0.0]
+    assert stats.mlp.rms[0] > 0.1
 
 
 def test_dropout_needs_a_rate_and_a_key_and_follows_the_key(tiny, drawn, packs):

@@ -59,7 +59,7 @@ def test_random_ranges_agree_with_float64_and_float64_with_a_dense_softmax(cap, 
     q, k, v = drawn(seed)
     ranges = ranges_of(start, end)
     out, lse = compiled(cap)(q, k, v, ranges)
-    out64, lse64 = attention_float64(q, k, v, *ranges, cap)
+    out64, lse64, *_ = attention_float64(q, k, v, *ranges, cap)
     np.testing.assert_allclose(out, out64, rtol=0, atol=3e-6)
     np.testing.assert_allclose(lse, lse64, rtol=2e-6, atol=2e-6)
     mask = np.asarray(ranges.mask(S))
@@ -97,7 +97,7 @@ def test_gradients_are_slopes_of_the_float64_oracle(cap):
     sees = np.asarray(ranges.mask(S)).any(-1)[..., None]
 
     def scalar(moved):
-        out, lse = attention_float64(*moved, *ranges, cap)
+        out, lse, *_ = attention_float64(*moved, *ranges, cap)
         return (out * a).sum() + np.where(sees, lse * b, 0.0).sum()
 
     for which in range(3):
@@ -127,7 +127,7 @@ def test_scores_in_the_thousands_neither_overflow_nor_blur():
     q, k, v = drawn(11, scale=60.0)
     ranges = causal(B, T, S)
     out, lse = compiled(0.0)(q, k, v, ranges)
-    out64, lse64 = attention_float64(q, k, v, *ranges)
+    out64, lse64, *_ = attention_float64(q, k, v, *ranges)
     assert np.abs(lse64).max() > 3000
     np.testing.assert_allclose(lse, lse64, rtol=1e-5)
     np.testing.assert_allclose(out, out64, atol=0.02 * np.abs(v).max())
@@ -139,6 +139,6 @@ def test_half_precision_comes_back_in_the_dtype_of_the_values_with_a_float32_lse
     ranges = causal(B, T, S, window=3)
     out, lse = attention_reference(q, k, v, ranges)
     assert (out.dtype, lse.dtype) == (jnp.dtype(dtype), jnp.float32)
-    out64, lse64 = attention_float64(*(np.asarray(x, np.float64) for x in (q, k, v)), *ranges)
+    out64, lse64, *_ = attention_float64(*(np.asarray(x, np.float64) for x in (q, k, v)), *ranges)
     np.testing.assert_allclose(np.asarray(out, np.float64), out64, atol=0.02)
     np.testing.assert_allclose(lse, lse64, rtol=0, atol=1e-5)

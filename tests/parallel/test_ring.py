@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.config.schema import MeshConfig
 from jaxlm.parallel import make_mesh
 from jaxlm.parallel.ring import ring_attention
-from pallas_kernels import KeyRanges, attention, attention_float64, causal, packed
+from pallas_kernels import Attended, KeyRanges, attention, attention_float64, causal, packed
 
 B, T, N, K, H = 2, 32, 4, 2, 8
 
@@ -42,18 +42,23 @@ MASKS = {
 
 @functools.cache
 def compiled(context, softcap):
-    """out and the gradients by q, k and v, over `context` shards of the sequence."""
+    """What the ring finds and the gradients by q, k and v, over `context` shards of the sequence."""
     spec, rows = P(None, "context", None, None), P(None, "context")
 
     def out(q, k, v, start, end):
         def local(q, k, v, start, end):
             return ring_attention(q, k, v, KeyRanges(start, end), axis="context", softcap=softcap)
 
-        return jax.shard_map(local, in_specs=(spec, spec, spec, rows, rows), out_specs=spec)(q, k, v, start, end)
+        out_specs = Attended(spec, *[P(None, "context", None)] * 3)
+        return jax.shard_map(local, in_specs=(spec, spec, spec, rows, rows), out_specs=out_specs)(q, k, v, start, end)
 
     @jax.jit
     def both(q, k, v, start, end, d_out):
-        found, backward = jax.vjp(lambda q, k, v: out(q, k, v, start, end), q, k, v)
+        def split(q, k, v):
+            found = out(q, k, v, start, end)
+            return found.out_BTNH, found
+
+        _, backward, found = jax.vjp(split, q, k, v, has_aux=True)
         return found, *backward(d_out)
 
     return both
@@ -75,9 +80,10 @@ def over(context, q, k, v, ranges, d_out, softcap=9.0):
 @pytest.mark.parametrize("name", MASKS)
 def test_the_ring_gives_what_attention_to_all_keys_gives(name):
     q, k, v, d_out = arrays(0)
-    out, *grads = over(4, q, k, v, MASKS[name], d_out)
-    exact, _ = attention_float64(q, k, v, *MASKS[name], softcap=9.0)
-    np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-6)
+    found, *grads = over(4, q, k, v, MASKS[name], d_out)
+    exact = attention_float64(q, k, v, *MASKS[name], softcap=9.0)
+    for ours, theirs in zip(found, exact, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
     for found, wanted in zip(grads, gradients(q, k, v, *MASKS[name], d_out), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-6)
 
@@ -85,8 +91,8 @@ def test_the_ring_gives_what_attention_to_all_keys_gives(name):
 @pytest.mark.parametrize("context", [2, 8])
 def test_the_number_of_shards_does_not_matter(context):
     q, k, v, d_out = arrays(1)
-    out, *grads = over(context, q, k, v, MASKS["documents"], d_out)
-    exact, _ = attention_float64(q, k, v, *MASKS["documents"], softcap=9.0)
+    (out, *_), *grads = over(context, q, k, v, MASKS["documents"], d_out)
+    exact, *_ = attention_float64(q, k, v, *MASKS["documents"], softcap=9.0)
     np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(grads, gradients(q, k, v, *MASKS["documents"], d_out), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-6)
@@ -95,13 +101,17 @@ def test_the_number_of_shards_does_not_matter(context):
 def test_queries_that_see_nothing_are_zero_and_give_no_gradient():
     q, k, v, d_out = arrays(2)
     nothing = KeyRanges(jnp.zeros((B, T), jnp.int32), jnp.zeros((B, T), jnp.int32))
-    for array in over(4, q, k, v, nothing, d_out):
+    (out, lse, peak, mean), *grads = over(4, q, k, v, nothing, d_out)
+    for array in (out, mean, *grads):
         assert not np.asarray(array).any()
+    assert (np.asarray(lse) < -1e29).all()
+    assert (np.asarray(peak) < -1e29).all()
 
 
 def test_dtypes_are_those_of_the_operands():
     q, k, v, d_out = arrays(3, jnp.bfloat16)
-    found = over(4, q, k, v, MASKS["causal"], d_out)
+    attended, *grads = over(4, q, k, v, MASKS["causal"], d_out)
+    found = [attended.out_BTNH, *grads]
     assert [x.dtype for x in found] == [jnp.bfloat16] * 4
-    exact, _ = attention_float64(*(np.asarray(x, np.float64) for x in (q, k, v)), *MASKS["causal"], softcap=9.0)
+    exact, *_ = attention_float64(*(np.asarray(x, np.float64) for x in (q, k, v)), *MASKS["causal"], softcap=9.0)
     np.testing.assert_allclose(np.asarray(found[0], np.float64), exact, atol=0.03)

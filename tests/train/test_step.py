@@ -86,7 +86,7 @@ def test_two_arguments_make_progress_and_donate_the_state(batch):
     assert int(state.step) == 15
     assert losses[-1] < losses[0] - 0.5
     assert telemetry.leaf_grad_norms["blocks/wq"].shape == (2,)
-    assert telemetry.activations.attn_rms.shape == (2,)
+    assert telemetry.activations.attn.rms.shape == (2,)
 
 
 def test_equal_state_and_batch_give_equal_bits(batch):
@@ -162,3 +162,33 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32(batch):
     assert telemetry.loss.dtype == jnp.float32
     wide = float(train_step(TrainState.create(config()), batch)[1].loss)
     assert float(telemetry.loss) == pytest.approx(wide, rel=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"grad_accum": 2}, {"precision": "bfloat16", "remat": "block"}], ids=str)
+def test_telemetry_changes_no_bit_of_what_is_trained(batch, changes):
+    """Of a step whose telemetry nobody reads the compiler leaves it out."""
+    cfg = config(**changes)
+    bare = jax.jit(lambda state, batch: train_step(state, batch)[0])
+    states = [TrainState.create(cfg) for _ in range(2)]
+    for _ in range(4):
+        states = [train_step(states[0], batch)[0], bare(states[1], batch)]
+    watched, unwatched = (jax.tree.leaves((state.params, state.opt_state)) for state in states)
+    for a, b in zip(watched, unwatched, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_the_telemetry_says_of_a_step(batch):
+    """Spread of the loss, still rows, gradients on their way back: each against NumPy."""
+    cfg = config(dataclasses.replace(MODEL, tie_embeddings=False))
+    state = TrainState.create(cfg)
+    nll = np.asarray(score_step(state.params, batch, cfg), np.float64)[batch.loss_mask]
+    before, (_, telemetry) = np.asarray(state.params.embed), train_step(state, batch)
+    np.testing.assert_allclose(telemetry.loss_spread, nll.std(), rtol=1e-3)
+    absent = np.setdiff1d(np.arange(50), batch.tokens)
+    # A token that is read, but by no supervised position, has no gradient either.
+    assert absent.size / 50 <= float(telemetry.embed_rows_still) < 1
+    assert bool(telemetry.clipped) == (float(telemetry.grad_norm) > 1.0)
+    np.testing.assert_allclose(
+        telemetry.update_norm, np.sqrt(sum((np.square(n)).sum() for n in telemetry.leaf_update_norms.values())), rtol=1e-6
+    )
+    assert before.shape[0] == 64
