@@ -235,6 +235,12 @@ class WatchConfig(Section):
     section: ClassVar[str] = "watch"
     live: bool = runtime(True)  # a live line where the output is a terminal
     print_every: int = runtime(50)  # steps between printed lines where it is not
+    tensorboard: bool = runtime(False)  # write RUN/tensorboard; needs the extra
+    wandb: Literal["", "offline", "online"] = runtime("")  # log to Weights & Biases; needs the extra
+    metrics_port: int = runtime(0)  # a port of this machine that answers Prometheus; 0: none
+    pace_every: int = runtime(20)  # steps between events that say how long steps took; 0: never
+    bundles: int = runtime(4)  # alarms of a run, at most, that keep what it takes to compute their step again; 0: none
+    stop_at: str = runtime("")  # detectors, with commas between, whose alarm ends the run; the others are logged
     replicas_every: int = runtime(100)  # steps between comparisons of what devices hold in common; 0: with checkpoints only
     recompute_every: int = runtime(0)  # steps between steps that are computed twice and compared bit by bit; 0: never
     step_timeout: float = runtime(600.0)  # seconds without a finished step after which the process stops itself; 0: never
@@ -242,7 +248,7 @@ class WatchConfig(Section):
 
     def _judge(self) -> None:
         self.require_at_least(1, "print_every", "heartbeat")
-        self.require_at_least(0, "replicas_every", "recompute_every", "step_timeout")
+        self.require_at_least(0, "metrics_port", "pace_every", "bundles", "replicas_every", "recompute_every", "step_timeout")
 
 
 @dataclass(frozen=True)

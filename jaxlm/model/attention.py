@@ -45,9 +45,7 @@ class Mask:
         return cls(jnp.minimum(slots_BT, capacity - 1), decode(slots_BT, window=window, capacity=capacity))
 
 
-def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules
-) -> Attended:
+def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules) -> Attended:
     """Attention over the mask's ranges: what `pallas_kernels.attention` returns, laid out like the queries.
 
     Under a mesh every device attends for its own rows and heads. Where the sequence is cut over a mesh axis, keys and values

@@ -47,7 +47,9 @@ class BlockStats:
             return Site(rms, jnp.max(site.largest, axis=0), jnp.sum(site.nonfinite, axis=0))
 
         return BlockStats(
-            *(merged(site) for site in (self.residual, self.attn, self.mlp)),
+            residual=merged(self.residual),
+            attn=merged(self.attn),
+            mlp=merged(self.mlp),
             logit_max=jnp.max(self.logit_max, axis=0),
             entropy=jnp.mean(self.entropy, axis=0),
         )

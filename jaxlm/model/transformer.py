@@ -153,7 +153,8 @@ def hidden(
     else:
         outputs = []
         for index in range(cfg.n_layers):
-            x_BTD, out = step(x_BTD, jax.tree.map(lambda leaf, i=index: leaf[i], scanned))
+            with jax.named_scope(f"layer_{index}"):
+                x_BTD, out = step(x_BTD, jax.tree.map(lambda leaf, i=index: leaf[i], scanned))
             outputs.append(out)
         stats, kv = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
     if cfg.norm == "pre":

@@ -78,6 +78,8 @@ def fit(
                             train(session)
                         finally:
                             watchdog.at("the end")
+                            for sink in session.sinks:
+                                sink.close()
             except Exception:
                 if new and processes.primary():
                     forget(layout)

@@ -41,9 +41,11 @@ def train(session: Session) -> None:
         session.stop.reached(step)
         with progress, Prefetcher(session.share, start=step, stop=cfg.train.steps, depth=cfg.data.prefetch) as batches:
             progress.start(step)
-            began = time.monotonic()
+            session.alarms.say = progress.note
+            began = asked = time.monotonic()
             for step, made in batches:
-                _step(session, step, made, progress)
+                _step(session, step, made, progress, waited=time.monotonic() - asked)
+                asked = time.monotonic()
                 if session.stop.reached(step + 1):
                     break
             done = int(session.state.step)
@@ -76,22 +78,25 @@ def probe(session: Session) -> dict[str, Probe]:
     return {p.name: p for p in results}
 
 
-def _step(session: Session, step: int, made: Batch, progress: Progress) -> None:
-    cfg = session.cfg
+def _step(session: Session, step: int, made: Batch, progress: Progress, *, waited: float) -> None:
+    cfg, began = session.cfg, time.monotonic()
     # Two kinds: each compiles a program of its own the first time.
     session.watchdog.at("step computed twice" if session.guard.twice(step + 1) else "step", step + 1)
     session.check(made, step)
     facts = session.facts(made, step)
+    before, checkpoint = session.alarms.began(session.state), session.saved
     session.state, telemetry = session.guard.step(session.state, session.put(made), step + 1)
     record = record_of(telemetry, labels_bytes=facts.bytes, positions=cfg.tokens_per_step)
     step += 1
+    session.pace.step(step, seconds=time.monotonic() - began, waited=waited)
     last = step == cfg.train.steps
     validation = _validate(session, step, progress) if last or step % cfg.eval.every == 0 else None
     if validation is not None:
         record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
     record["batch_crc"] = facts.crc
-    session.telemetry.append(record)
+    session.record(record)
     progress.step(record)
+    session.alarms.step(record, batch=made, state=session.state, began=before, parents=session.parents, checkpoint=checkpoint)
     if record["skipped"]:
         session.event("skipped", step=step, nonfinite=record["nonfinite"])
         if record["skipped"] >= cfg.train.max_skipped:

@@ -26,8 +26,8 @@ BATCH, RING, STATE = "batch.npz", "ring.jsonl", "state"
 class Recorder:
     """The last steps of a run, and its bundles.
 
-    folder: where bundles go. ring: steps kept. keep: bundles of a run, at most; further alarms are logged without one, so that a
-    run that alarms at every step does not fill the disk.
+    folder: where bundles go. ring: steps kept. keep: bundles of a run, at most; further alarms are logged without one, so that
+    a run that alarms at every step does not fill the disk.
     """
 
     def __init__(self, folder: Path, *, ring: int, keep: int):
@@ -62,7 +62,7 @@ class Recorder:
             return None
         with new_artifact(path) as temporary:
             with open(temporary / BATCH, "wb") as file:
-                np.savez(file, **{name: np.asarray(array) for name, array in batch._asdict().items()})
+                np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in batch._asdict().items()})
             lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in self._ring)
             (temporary / RING).write_text(lines)
             if state is not None:

@@ -17,7 +17,10 @@ from jaxlm.data import Batch, batch, check_batch, check_supervised
 from jaxlm.model import model_manifest
 from jaxlm.parallel import processes
 from jaxlm.run import Layout, run_manifest
+from jaxlm.train.alarms import Alarms
+from jaxlm.train.exports import sinks_of
 from jaxlm.train.guard import Guard
+from jaxlm.train.pace import Pace
 from jaxlm.train.prepare import Parts, Say
 from jaxlm.train.probes import Probe
 from jaxlm.train.rows import BatchFacts, batch_facts
@@ -25,7 +28,8 @@ from jaxlm.train.state import TrainState, abstract_state, batch_rows, initial_st
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.validate import Validation
 from jaxlm.train.watchdog import Watchdog
-from jaxlm.watch import ChainedLog, Mark, number
+from jaxlm.watch import ChainedLog, Mark, number, read_log
+from jaxlm.watch.figures import Sink
 from jaxlm.watch.sinks import START
 
 
@@ -51,6 +55,9 @@ class Session:
             mesh_shape=dict(mesh.shape), grad_accum=cfg.train.grad_accum, precision=cfg.train.precision
         )
         self.guard = Guard(cfg, layout.path, deterministic=self.environment["deterministic"], event=self.event)
+        self.sinks: list[Sink] = []
+        self.alarms = Alarms(cfg, layout, event=self.event, say=say)
+        self.pace = Pace(cfg.watch.pace_every, self.event)
         self.model = model_manifest(cfg.model, parts.tokenizer.manifest)
         keep = cfg.checkpoint
         self.store = CheckpointStore(
@@ -67,6 +74,8 @@ class Session:
         self._require_one_directory()
         self.events = _log(layout.events, None, "a whole log")
         self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
+        self.sinks = sinks_of(cfg, layout, step=mark.lines, durable=self.store.latest)
+        self.alarms.read_again(record for record, _ in read_log(layout.telemetry) if record["step"] <= mark.lines)
 
     def _require_same_parts(self, manifest: Manifest) -> None:
         """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
@@ -150,10 +159,31 @@ class Session:
             label=f"batch of step {step + 1}",
         )
 
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One line in the telemetry, and wherever else the config sends it."""
+        self.telemetry.append(record)
+        for sink in self.sinks:
+            sink.write(record)
+
     def event(self, event: str, **fields: Any) -> None:
         """One line in the event log."""
         clean = {k: number(v) if isinstance(v, float) else v for k, v in fields.items()}
-        self.events.append({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **clean})
+        record = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **clean}
+        self.events.append(record)
+        self.alarms.event(record)
+        for sink in self.sinks:
+            sink.event(record)
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The fingerprints of what a checkpoint of this run is made from."""
+        assert self.manifest is not None
+        return {
+            "tokenizer": self.parts.tokenizer.fingerprint,
+            "data": self.parts.data.manifest.fingerprint,
+            "model": self.model.fingerprint,
+            "run": self.manifest.fingerprint,
+        }
 
     # ---- what is promised and kept -------------------------------------------------------------------------------
 
@@ -177,7 +207,6 @@ class Session:
         began = time.monotonic()
         self.guard.compare(self.state, step)
         self.telemetry.sync()
-        assert self.manifest is not None
         facts = {
             "config_fingerprint": config_fingerprint(self.cfg),
             "spec_sha256": self.model.facts["spec_sha256"],
@@ -185,16 +214,10 @@ class Session:
             "telemetry": self.telemetry.mark._asdict(),
             "environment": self.environment,
         }
-        parents = {
-            "tokenizer": self.parts.tokenizer.fingerprint,
-            "data": self.parts.data.manifest.fingerprint,
-            "model": self.model.fingerprint,
-            "run": self.manifest.fingerprint,
-        }
         metric = validation.loss if validation is not None and np.isfinite(validation.loss) else None
         provenance = {"events": self.events.mark._asdict()}  # with times in it: no part of the fingerprint
         self.saved = step
-        self.store.save(self.state, step, facts=facts, parents=parents, metric=metric, provenance=provenance)
+        self.store.save(self.state, step, facts=facts, parents=self.parents, metric=metric, provenance=provenance)
         self.event("save", step=step, seconds=time.monotonic() - began)
 
 

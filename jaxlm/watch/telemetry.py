@@ -65,8 +65,8 @@ def leaf_norms(tree: Any) -> dict[str, jax.Array]:
 
 
 def still_rows(gradient_VD: jax.Array, vocab_size: int) -> jax.Array:
-    """The share, float32 [], of the first `vocab_size` rows that are zero. A row of an id that the batch does not hold is, where
-    the embedding does not make the logits too."""
+    """The share, float32 [], of the first `vocab_size` rows that are zero. A row of an id that the batch does not hold is,
+    where the embedding does not make the logits too."""
     moved_V = jnp.any(gradient_VD != 0.0, axis=-1)
     return (vocab_size - jnp.sum(moved_V, dtype=jnp.float32)) / vocab_size
 
@@ -149,7 +149,7 @@ def number(value: Any) -> Any:
 
 
 def short(value: Any) -> Any:
-    """`number` of a float32, or of a list of them, as the shortest decimal that is this float32 and no other: there are many."""
+    """`number` of a float32, or of a list of them, as the shortest decimal that is this float32 and no other."""
     array = np.asarray(value, np.float32)
     if array.ndim:
         return [short(v) for v in array]

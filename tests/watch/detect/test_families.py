@@ -1,0 +1,206 @@
+"""The smaller detectors, each by itself: batches, scaler, rate, pace, validation, dead layers, bounds of the loss."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxlm.optim import schedule_of
+from jaxlm.watch.detect import Expected, bank, batches, dead, loss, observe, pace, rate, scaler, validation
+from jaxlm.watch.detect.expected import expected_of
+
+
+def run(start, detector, records, expected=Expected()):
+    """Steps and names of the alarms."""
+    state, found = start(), []
+    for record in records:
+        state, alarms = detector(state, record, expected)
+        found += [(alarm.step, alarm.detector) for alarm in alarms]
+    return found
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------
+
+
+def crcs(values):
+    return [{"step": step, "batch_crc": value} for step, value in enumerate(values, 1)]
+
+
+def test_a_batch_that_comes_again_is_found_at_once_or_by_two_in_a_row_when_it_is_old(monkeypatch):
+    assert run(batches.batches, batches.observe, crcs([1, 2, 3, 2])) == [(4, "repeated_batch")]
+    monkeypatch.setattr(batches, "NEAR", 5)
+    assert run(batches.batches, batches.observe, crcs([*range(10), 0])) == []
+    assert run(batches.batches, batches.observe, crcs([*range(10), 0, 1])) == [(12, "repeated_batch")]
+    assert run(batches.batches, batches.observe, crcs([*range(10), 0, 3])) == []
+
+
+def test_only_so_many_batches_are_remembered(monkeypatch):
+    monkeypatch.setattr(batches, "REMEMBERED", 4)
+    assert run(batches.batches, batches.observe, crcs([1, 2, 3, 4, 5, 1])) == []
+    assert run(batches.batches, batches.observe, crcs([1, 2, 3, 4, 1])) == [(5, "repeated_batch")]
+    assert run(batches.batches, batches.observe, crcs([1, 2, 3, 4, 5, 6, 4])) == [(7, "repeated_batch")]
+
+
+def test_neighbours_that_are_alike_are_found_and_shuffled_ones_are_not():
+    rng = np.random.default_rng(0)
+    shuffled = 1500 + 80 * rng.standard_normal(600)
+    ordered = 1500 + 80 * np.sin(np.arange(600) / 15) + 30 * rng.standard_normal(600)
+    for values, found in ((shuffled, False), (ordered, True), (np.full(600, 1500.0), False)):
+        rows = [{"step": s, "labels": 500, "bytes": int(v)} for s, v in enumerate(values, 1)]
+        alarms = run(batches.batches, batches.observe, rows)
+        assert bool(alarms) == found
+        assert {name for _, name in alarms} <= {"correlated_batches"}
+    sides = np.where(shuffled[:256] > np.median(shuffled[:256]), 1, -1)
+    assert batches.agreement(shuffled[:256]) == pytest.approx(np.sum(sides[1:] * sides[:-1]) / math.sqrt(255))
+
+
+def test_too_few_supervised_labels():
+    known = Expected(min_supervised=0.3)
+    assert run(batches.batches, batches.observe, [{"step": 1, "supervised": 0.2}], known) == [(1, "supervised_share")]
+    assert run(batches.batches, batches.observe, [{"step": 1, "supervised": 0.4}], known) == []
+
+
+# ---- scaler ------------------------------------------------------------------------------------------------------
+
+
+def scales(values, finite=None):
+    finite = finite or [True] * len(values)
+    rows = zip(values, finite, strict=True)
+    return [{"step": s, "loss_scale": v, "finite": f, "skipped": 0} for s, (v, f) in enumerate(rows, 100)]
+
+
+@pytest.mark.parametrize(
+    ("values", "finite", "scaled", "wrong"),
+    [
+        ([1024.0, 1024.0, 2048.0], [True, True, True], True, []),
+        ([1024.0, 512.0], [False, True], True, []),
+        ([1.0, 1.0], [False, True], True, []),
+        ([1024.0, 512.0], [True, True], True, [101]),
+        ([1024.0, 1024.0], [False, True], True, [101]),
+        ([1024.0, 4096.0], [True, True], True, [101]),
+        ([0.5], [True], True, [100]),
+        ([2.0], [True], False, [100]),
+    ],
+)
+def test_the_scale_has_a_rule(values, finite, scaled, wrong):
+    found = run(scaler.scaler, scaler.observe, scales(values, finite), Expected(scaled=scaled))
+    assert found == [(step, "loss_scale") for step in wrong]
+
+
+def test_a_scaler_that_thrashes():
+    values, finite = [2.0**20], []
+    for step in range(60):
+        finite.append(step % 5 != 4)
+        values.append(values[-1] * (1.0 if finite[-1] else 0.5))
+    found = run(scaler.scaler, scaler.observe, scales(values[:-1], finite), Expected(scaled=True))
+    assert found[0] == (139, "scaler_thrashing")
+    early = [record | {"step": record["step"] - 99} for record in scales(values[:20], [False] * 20)]
+    early = [record | {"loss_scale": 2.0 ** (20 - record["step"])} for record in early]
+    assert run(scaler.scaler, scaler.observe, early, Expected(scaled=True)) == []
+
+
+def test_clipping_that_sets_in():
+    rows = [{"step": step, "clipped": step > 180} for step in range(1, 240)]
+    assert run(scaler.scaler, scaler.observe, rows)[0] == (225, "clipping")
+    assert run(scaler.scaler, scaler.observe, [row | {"clipped": not row["clipped"]} for row in rows]) == []
+
+
+# ---- rate --------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_is_that_of_the_schedule_of_the_updates_made(config):
+    steps = 60
+    table = np.asarray(schedule_of(config.optim, steps)(np.arange(steps)), np.float64)
+    rows = [{"step": step, "lr": float(np.float32(table[step - 1])), "finite": True} for step in range(1, steps + 1)]
+    known = Expected(lr=table)
+    assert run(rate.rate, rate.observe, rows, known) == []
+    late = [*rows[:10], rows[10] | {"finite": False}, *(row | {"step": row["step"] + 1} for row in rows[10:-1])]
+    assert run(rate.rate, rate.observe, late, known) == []
+    restarted = [*rows[:30], *(row | {"lr": rows[row["step"] - 31]["lr"]} for row in rows[30:])]
+    assert run(rate.rate, rate.observe, restarted, known)[0] == (31, "learning_rate")
+
+
+def test_without_a_schedule_a_jump_is_found_and_a_warm_up_is_none():
+    rates = [1e-3 * min(1.0, step / 40) for step in range(1, 100)]
+    rows = [{"step": step, "lr": value} for step, value in enumerate(rates, 1)]
+    assert run(rate.rate, rate.observe, rows) == []
+    rows[70] = rows[70] | {"lr": 3e-3}
+    assert run(rate.rate, rate.observe, rows)[0] == (71, "learning_rate")
+
+
+# ---- pace --------------------------------------------------------------------------------------------------------
+
+
+def paces(seconds, waited=0.01):
+    return [
+        {"event": "pace", "step": 10 * n, "steps": 10, "seconds": each, "waited": waited * each}
+        for n, each in enumerate(seconds, 1)
+    ]
+
+
+def test_a_run_that_slows_down_waits_or_compiles_again():
+    assert run(pace.pace, pace.observe, paces([1.0] * 10 + [9.0, 1.0] * 3)) == []
+    assert run(pace.pace, pace.observe, paces([60.0] + [1.0] * 10 + [4.0] * 4)) == [(140, "throughput")]
+    assert run(pace.pace, pace.observe, paces([1.0] * 5, waited=0.7)) == [(30, "stalled_loader")]
+    assert run(pace.pace, pace.observe, [{"event": "recompiled", "step": 9, "phase": "step", "found": "x"}]) == [
+        (9, "recompilation")
+    ]
+
+
+def test_a_declared_mesh_may_compile_again_and_other_events_pass():
+    again = {"event": "recompiled", "step": 8}
+    state, _ = observe(bank(), {"event": "declared", "step": 7, "what": "mesh"})
+    assert observe(state, again)[1] == []
+    assert len(observe(bank(), again)[1]) == 1
+    assert observe(bank(), {"event": "save", "step": 8, "seconds": 1.0})[1] == []
+
+
+# ---- validation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratios", "found"), [([1.0, 1.1, 0.95], []), ([1.0, 0.5, 0.5], [90]), ([0.5, 1.0, 0.5], []), ([2.0, 2.1], [60])]
+)
+def test_validation_far_from_training(ratios, found):
+    rows = [{"step": step, "bits_per_byte": 2.0} for step in range(1, 100)]
+    for n, ratio in enumerate(ratios, 1):
+        rows[30 * n - 1] |= {"validation": {"loss": 1.0, "bits_per_byte": 2.0 * ratio}}
+    assert run(validation.gap, validation.observe, rows) == [(step, "validation_gap") for step in found]
+
+
+# ---- dead layers and the bounds of the loss ----------------------------------------------------------------------
+
+
+def test_exact_zeros_and_faint_layers():
+    good = {"lr": 0.1, "finite": True, "grad_norms": {"blocks/wq": [1.0, 2.0, 3.0], "embed": 1.0}}
+    zero = good | {"grad_norms": {"blocks/wq": [1.0, 2.0, 0.0], "embed": 1.0}}
+    rows = [row | {"step": step} for step, row in enumerate([good, zero, good, zero, zero, zero], 1)]
+    assert run(dead.dead, dead.observe, rows) == [(5, "dead_layer")]
+    still = good | {"update_norms": {"embed": 0.0}}
+    assert run(dead.dead, dead.observe, [still | {"step": s} for s in (1, 2, 3)]) == [(2, "dead_layer")]
+    assert run(dead.dead, dead.observe, [still | {"step": s, "lr": 0.0} for s in (1, 2, 3)]) == []
+    assert run(dead.dead, dead.observe, [still | {"step": s, "finite": False} for s in (1, 2, 3)]) == []
+    faint = [{"step": s, "activations": {"attn_rms": [1.0, 1e-4, 0.9], "mlp_rms": [1.0, 1.0, 1.0]}} for s in range(1, 20)]
+    assert run(dead.dead, dead.observe, faint) == [(dead.FAINT_STEPS, "dead_layer")]
+
+
+def test_the_loss_has_bounds(config):
+    known = Expected(first_loss=5.7, uniform_loss=5.6)
+    assert run(loss.loss, loss.observe, [{"step": 1, "loss": 5.8}], known) == []
+    assert run(loss.loss, loss.observe, [{"step": 1, "loss": 6.4}], known) == [(1, "first_loss")]
+    high = [{"step": step, "loss": 5.9} for step in range(2, 130)]
+    assert run(loss.loss, loss.observe, high, known)[0] == (116, "loss_ceiling")
+
+
+def test_what_is_expected_of_the_tiny_run_is_what_it_does(finished):
+    from jaxlm.run import Run
+    from jaxlm.watch import read_log
+    from jaxlm.watch.detect import watch
+
+    cfg = Run.load(finished).config
+    known = expected_of(cfg)
+    records = [record for record, _ in read_log(finished / "telemetry.jsonl")]
+    assert abs(records[0]["loss"] - known.first_loss) < 0.2
+    assert [record["lr"] for record in records] == pytest.approx(known.lr.tolist(), rel=1e-6)
+    assert set(known.sizes) == set(records[0]["grad_norms"])
+    assert watch(records, known) == []
