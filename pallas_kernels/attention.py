@@ -23,9 +23,7 @@ from pallas_kernels.reference import MASKED, Attended, matmul_precision
 TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
 
 
-def attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, softcap: float = 0.0
-) -> Attended:
+def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, softcap: float = 0.0) -> Attended:
     """Scaled dot-product attention, softmax in float32; output and log-sum-exp are differentiable in q, k and v.
 
     Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off.

@@ -12,6 +12,7 @@ About 5 minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -205,9 +206,10 @@ def main() -> None:
 
     real, steps, words = dict.fromkeys(PARTIES, 0), 0, []
     finished = ((path.name, log(path), expected_of(Run.load(path).config)) for path in options.logs)
-    for name, rows, expected in [*trained(options.runs, options.steps), *finished]:
+    for name, rows, expected in itertools.chain(trained(options.runs, options.steps), finished):
         run = Parties(expected).see(rows)
         steps += len(rows)
+        print(f"  {name}: {len(rows)} steps, {len(run.words)} alarms", flush=True)
         words += [f"{name}: {line}" for line in run.words]
         for party in PARTIES:
             real[party] += len(run.found[party])

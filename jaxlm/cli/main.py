@@ -34,7 +34,8 @@ VERBS = {
     "eval": "bits per byte of a run on its validation split",
     "generate": "continue a prompt with a run",
     "check": "check every contract along the chain of artifacts",
-    "replay": "compute a step again, and name the first equation that was not finite",
+    "watch": "alarms of a run, and what came before each spike of its loss",
+    "replay": "compute a step again; name the first equation not finite",
     "report": "one page of a run, or of several: curves, layers, alarms",
 }
 

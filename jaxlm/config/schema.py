@@ -236,7 +236,7 @@ class WatchConfig(Section):
     live: bool = runtime(True)  # a live line where the output is a terminal
     print_every: int = runtime(50)  # steps between printed lines where it is not
     tensorboard: bool = runtime(False)  # write RUN/tensorboard; needs the extra
-    wandb: Literal["", "offline", "online"] = runtime("")  # log to Weights & Biases; needs the extra
+    wandb: Literal["off", "offline", "online"] = runtime("off")  # log to Weights & Biases; needs the extra
     metrics_port: int = runtime(0)  # a port of this machine that answers Prometheus; 0: none
     pace_every: int = runtime(20)  # steps between events that say how long steps took; 0: never
     bundles: int = runtime(4)  # alarms of a run, at most, that keep what it takes to compute their step again; 0: none

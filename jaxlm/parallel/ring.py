@@ -46,9 +46,7 @@ def _pass_on(tree: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % devices) for i in range(devices)])
 
 
-def _round(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
-) -> Attended:
+def _round(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> Attended:
     """Once round the ring: attention to all keys, the output in float32."""
 
     def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> Attended:

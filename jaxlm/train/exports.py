@@ -23,7 +23,7 @@ def sinks_of(cfg: RunConfig, layout: Layout, *, step: int, durable: Callable[[],
         from jaxlm.watch.tensorboard import TensorBoardSink
 
         sinks.append(TensorBoardSink(layout.path / "tensorboard", step=step, tokens_per_step=tokens))
-    if watch.wandb:
+    if watch.wandb != "off":
         from jaxlm.watch.wandb import WandbSink
 
         name = layout.path.resolve().name

@@ -79,6 +79,9 @@ IMPOSSIBLE = {
     "mesh.tensor": AT_LEAST_1,
     "mesh.context": AT_LEAST_1,
     "watch.print_every": AT_LEAST_1,
+    "watch.metrics_port": AT_LEAST_0,
+    "watch.pace_every": AT_LEAST_0,
+    "watch.bundles": AT_LEAST_0,
     "watch.replicas_every": AT_LEAST_0,
     "watch.recompute_every": AT_LEAST_0,
     "watch.step_timeout": (-1.0, nan, inf),
@@ -95,7 +98,7 @@ IMPOSSIBLE = {
     "eval.confidence": (*SHARE, 0.0, 1.0),
     "eval.seed": AT_LEAST_0,
 }
-ANY_TEXT = {"tokenizer.path", "data.path", "data.separator"}
+ANY_TEXT = {"tokenizer.path", "data.path", "data.separator", "watch.stop_at"}
 
 # Of every field: another value that can be. Kept beside the defaults by `test_every_field_has_another_value`.
 ANOTHER = {
@@ -220,7 +223,8 @@ def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
         "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "train.remat",
         "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.rules",
-        "watch.live", "watch.print_every", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
+        "watch.live", "watch.print_every", "watch.tensorboard", "watch.wandb", "watch.metrics_port", "watch.pace_every",
+        "watch.bundles", "watch.stop_at", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
         "watch.heartbeat",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.asynchronous",
         "eval.batch_size", "eval.stride", "eval.max_documents", "eval.resamples", "eval.confidence", "eval.seed",

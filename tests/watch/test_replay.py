@@ -524,8 +524,14 @@ def test_a_clean_step_gives_its_own_numbers_and_no_origin():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{"grad_accum": 2}, {"remat": "none"}, {"precision": "bfloat16"}, {"precision": "float16"}], ids=str
+    ("mesh_name", "options"),
+    [
+        ("context", {"grad_accum": 2}),
+        ("context", {"remat": "none"}),
+        ("context", {"precision": "bfloat16"}),
+        ("fsdp_tp", {"precision": "float16"}),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("mesh_name", MESHES)
 def test_every_mesh_gives_its_own_numbers_and_no_origin(mesh_name, options):
     assert_the_step_of_jax(mesh_name, **options)

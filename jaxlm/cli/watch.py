@@ -1,0 +1,37 @@
+"""What the telemetry of a run says of itself: every alarm of its detectors, and
+for each spike of the loss how many steps before it the first precursor fired.
+
+  jaxlm watch runs/quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from jaxlm.cli.output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `jaxlm watch`."""
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Watch."""
+    from jaxlm.run import Run
+    from jaxlm.watch.detect import expected_of, forecast, watch
+
+    opened = Run.load(args.run)
+    records, expected = opened.telemetry(), expected_of(opened.config)
+    alarms, spikes = watch(records, expected), forecast(records, expected)
+    for alarm in alarms:
+        out.line(alarm.words())
+    for spike in spikes:
+        before = f"{spike.lead} steps before it: {spike.precursor.words()}" if spike.precursor else "no precursor fired"
+        out.line(f"step {spike.step}: the loss rose by {spike.height:.3g}; {before}")
+    out.line(f"{len(records)} steps, {len(alarms)} alarms, {len(spikes)} spikes of the loss")
+    found = [
+        {**spike._asdict(), "precursor": spike.precursor.as_json() if spike.precursor is not None else None} for spike in spikes
+    ]
+    out.result({"steps": len(records), "alarms": [alarm.as_json() for alarm in alarms], "spikes": found})
+    return 0

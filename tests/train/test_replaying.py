@@ -1,0 +1,39 @@
+"""A step of a finished run again: from a checkpoint, figure for figure; and what the verbs say of it."""
+
+import json
+
+import pytest
+
+from jaxlm.cli.main import main
+from jaxlm.contract import InputError
+from jaxlm.run import Run
+from jaxlm.train.replaying import batch_of, recorded, step_to_replay
+
+
+def test_the_state_before_a_step_is_computed_again_from_the_checkpoint_before_it(finished):
+    run = Run.load(finished)
+    found = recorded(run, 11)
+    assert int(found.state.step) == 10
+    assert found.differing is None
+    assert found.origin.endswith("step 8")
+    assert (found.batch.tokens == batch_of(run, 10).tokens).all()
+
+
+def test_other_figures_than_the_telemetry_holds_are_said(finished, monkeypatch):
+    records = Run.load(finished).telemetry()
+    records[8]["loss"] += 1e-3
+    monkeypatch.setattr(Run, "telemetry", lambda self: records)
+    assert recorded(Run.load(finished), 11).differing == 9
+
+
+def test_a_clean_run_has_no_step_to_look_at(finished):
+    with pytest.raises(InputError, match="name a step with --step"):
+        step_to_replay(Run.load(finished))
+    with pytest.raises(InputError, match="a checkpoint before step 3"):
+        recorded(Run.load(finished), 3)
+
+
+def test_a_finished_run_has_no_alarm_and_watch_says_so(finished, capsys):
+    assert main(["watch", str(finished), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"steps": 12, "alarms": [], "spikes": []}
+    assert [event for event in Run.load(finished).events() if event["event"] == "alarm"] == []
