@@ -66,14 +66,14 @@ class BackwardStats:
     def from_sinks(cls, sinks_L2: jax.Array, numbers: int, factor: jax.Array) -> BackwardStats:
         """From the gradients of the sinks. numbers: of a batch's gradient by the residual stream, B * T * D. factor: what
         that gradient is multiplied with to be the one by the mean loss."""
-        return cls(jnp.sqrt(sinks_L2[:, 0] / numbers) * jnp.abs(factor), sinks_L2[:, 1])
+        return cls(jnp.sqrt(sinks_L2[:, 0] / float(numbers)) * jnp.abs(factor), sinks_L2[:, 1])
 
 
 def site(x_BTD: jax.Array) -> Site:
     """The statistics of an activation."""
     x_BTD = jax.lax.stop_gradient(x_BTD)
     squares, largest = _squares(x_BTD), jnp.max(jnp.abs(x_BTD)).astype(jnp.float32)
-    return Site(jnp.sqrt(squares / x_BTD.size), largest, _nonfinite(x_BTD, squares))
+    return Site(jnp.sqrt(squares / float(x_BTD.size)), largest, _nonfinite(x_BTD, squares))
 
 
 def of_attention(attended: Attended) -> tuple[jax.Array, jax.Array]:
