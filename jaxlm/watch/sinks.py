@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,42 +29,56 @@ class Mark(NamedTuple):
     chain: str
 
 
-def _link(chain: str, body: str) -> str:
-    return hashlib.sha256(f"{chain}\n{body}".encode()).hexdigest()[:16]
+def _link(chain: str, body: bytes) -> str:
+    return hashlib.sha256(f"{chain}\n".encode() + body).hexdigest()[:16]
 
 
 def _line(chain: str, record: Mapping[str, Any]) -> tuple[str, str]:
     """The new chain value and the line (without its end) for `record`."""
     body = json.dumps(record, separators=(", ", ": "), allow_nan=False)
-    chain = _link(chain, body)
+    chain = _link(chain, body.encode())
     return chain, f'{body[:-1]}{", " if record else ""}"chain": "{chain}"}}'
 
 
-def _parse(chain: str, line: str) -> dict[str, Any] | None:
-    """The record of a line that continues `chain`, or None."""
+_END = re.compile(rb'"chain": "([0-9a-f]{16})"\}')
+_LONG = len('"chain": ""}') + len(START)
+
+
+def continued(chain: str, line: bytes) -> tuple[dict[str, Any], str] | None:
+    """The record of a line (without its end) that continues `chain`, and the chain value after it; None for another line.
+
+    The text is checked as it stands, without being written again for comparison.
+    """
+    start, end = line[:-_LONG], _END.fullmatch(line[-_LONG:])
+    if end is None or not (start == b"{" or start.endswith(b", ")):
+        return None
+    body = start.removesuffix(b", ") + b"}"
+    found = end[1].decode()
+    if _link(chain, body) != found:
+        return None
     try:
-        record = json.loads(line)
+        record = json.loads(body)
     except ValueError:
         return None
-    if not isinstance(record, dict) or "chain" not in record:
-        return None
-    found = record.pop("chain")
-    return record if _line(chain, record) == (found, line) else None
+    return (record, found) if isinstance(record, dict) else None
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], Mark]]:
     """Records of a log with the mark after each, up to the first line that breaks the chain."""
-    try:
-        raw = Path(path).read_bytes()
-    except FileNotFoundError:
-        return
-    mark = Mark(0, START)
-    for line in raw.split(b"\n")[:-1]:
-        record = _parse(mark.chain, line.decode(errors="replace"))
-        if record is None:
-            return
-        mark = Mark(mark.lines + 1, _line(mark.chain, record)[0])
+    for _, record, mark in _read(path):
         yield record, mark
+
+
+def _read(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, dict[str, Any], Mark]]:
+    """Lines of a log, without their ends, with their records and the marks after them."""
+    mark = Mark(0, START)
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            found = continued(mark.chain, line[:-1]) if line.endswith(b"\n") else None
+            if found is None:
+                return
+            mark = Mark(mark.lines + 1, found[1])
+            yield line[:-1], found[0], mark
 
 
 def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | None = None, open_end: bool = False) -> Finding:
@@ -102,16 +117,16 @@ class ChainedLog:
     def __init__(self, path: str | os.PathLike[str], *, keep: Mark | None = None):
         self.path = Path(path)
         self.mark = Mark(0, START)
-        kept = []
+        kept: list[bytes] = []
         if keep is None or keep.lines:
-            for record, mark in read_log(self.path):
-                kept.append(_line(self.mark.chain, record)[1])
+            for line, _, mark in _read(self.path):
+                kept.append(line)
                 self.mark = mark
                 if keep is not None and mark.lines == keep.lines:
                     break
         if keep is not None and self.mark != keep:
             raise ValueError(f"{self.path}: expected {keep.lines} lines with chain {keep.chain}, found {self.mark}")
-        content = "".join(line + "\n" for line in kept).encode()
+        content = b"".join(line + b"\n" for line in kept)
         there = self.path.read_bytes() if self.path.exists() else None
         if keep is None and there is not None and there.count(b"\n") != self.mark.lines:
             expected = f"line {self.mark.lines + 1} to continue the chain {self.mark.chain}"

@@ -1,23 +1,16 @@
 """A chained log that is read while it grows: each call gives the records that have come since the last one.
 
-The same lines are taken as by `jaxlm.watch.sinks.read_log`, up to the first that breaks the chain. They are checked as they
-stand, without being written again for comparison, so that a log of hundreds of megabytes is read in seconds.
+The same lines are taken as by `jaxlm.watch.sinks.read_log`, up to the first that breaks the chain.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxlm.watch.sinks import START
-
-_END = re.compile(rb'"chain": "([0-9a-f]{16})"\}')
-_LONG = len('"chain": ""}') + len(START)
+from jaxlm.watch.sinks import START, continued
 
 
 class Tail:
@@ -60,23 +53,11 @@ class Tail:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                record = self._taken(line[:-1])
-                if record is None:
+                found = continued(self._chain, line[:-1])
+                if found is None:
                     self.broken = True
                     return
+                record, self._chain = found
                 self._at += len(line)
                 self.lines += 1
                 yield record
-
-    def _taken(self, line: bytes) -> dict[str, Any] | None:
-        """The record of a line that continues the chain, or None."""
-        start, end = line[:-_LONG], _END.fullmatch(line[-_LONG:])
-        if end is None or not (start == b"{" or start.endswith(b", ")):
-            return None
-        body = start.removesuffix(b", ") + b"}"
-        chain = hashlib.sha256(f"{self._chain}\n".encode() + body).hexdigest()[:16]
-        if chain != end[1].decode():
-            return None
-        self._chain = chain
-        found: dict[str, Any] = json.loads(body)
-        return found
