@@ -41,3 +41,21 @@ def figures(record: Mapping[str, Any]) -> dict[str, float | list[float]]:
         elif value in SPELT or not isinstance(value, str):
             found[name] = float(value)
     return found
+
+
+def scalars(record: Mapping[str, Any], *, layers_every: int) -> dict[str, float]:
+    """The figures of a step as single numbers, for sinks that know no lists.
+
+    Those of the whole and of a validation at every step; those of single layers and parameters, of which there are hundreds,
+    at the first step and at multiples of `layers_every`. A layer is `activations/residual_rms/03`, with enough digits to be
+    sorted.
+    """
+    whole = record["step"] % layers_every == 0 or record["step"] == 1
+    found: dict[str, float] = {}
+    for name, value in figures(record).items():
+        if isinstance(value, list):
+            digits = len(str(max(len(value) - 1, 0)))
+            found |= {f"{name}/{layer:0{digits}d}": one for layer, one in enumerate(value)} if whole else {}
+        elif whole or "/" not in name or name.startswith("validation/"):
+            found[name] = value
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.contract import InputError
-from jaxlm.watch.figures import figures
+from jaxlm.watch.figures import scalars
 
 
 class TensorBoardSink:
@@ -31,17 +31,9 @@ class TensorBoardSink:
         self._writer = SummaryWriter(os.fspath(directory), purge_step=purge, write_to_disk=True)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """A scalar for every figure; those of layers are `activations/residual_rms/03`, with enough digits to be sorted."""
-        step = record["step"]
-        whole = step % self._layers_every == 0 or step == 1
-        for name, value in figures(record).items():
-            if not isinstance(value, list):
-                if whole or "/" not in name or name.startswith("validation/"):
-                    self._writer.add_scalar(name, value, step)
-            elif whole:
-                digits = len(str(max(len(value) - 1, 0)))
-                for layer, one in enumerate(value):
-                    self._writer.add_scalar(f"{name}/{layer:0{digits}d}", one, step)
+        """A scalar for each of `scalars`."""
+        for name, value in scalars(record, layers_every=self._layers_every).items():
+            self._writer.add_scalar(name, value, record["step"])
 
     def event(self, record: Mapping[str, Any]) -> None:
         """The speed as scalars, alarms and samples as text."""

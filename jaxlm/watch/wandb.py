@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxlm.contract import InputError
-from jaxlm.watch.figures import figures
+from jaxlm.watch.figures import scalars
 
 
 class WandbSink:
@@ -48,17 +48,8 @@ class WandbSink:
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Log every figure at its step; those of layers as `activations/residual_rms/3`."""
-        step = record["step"]
-        whole = step % self._layers_every == 0 or step == 1
-        found: dict[str, float] = {}
-        for name, value in figures(record).items():
-            if not isinstance(value, list):
-                if whole or "/" not in name or name.startswith("validation/"):
-                    found[name] = value
-            elif whole:
-                found |= {f"{name}/{layer}": one for layer, one in enumerate(value)}
-        self._run.log(found, step=step)
+        """Log `scalars` at their step."""
+        self._run.log(scalars(record, layers_every=self._layers_every), step=record["step"])
 
     def event(self, record: Mapping[str, Any]) -> None:
         """Log the speed, and each alarm as a 1 under its detector's name."""
