@@ -22,16 +22,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from jaxlm.watch.detect import expected_of, forecast, watch
 
     opened = Run.load(args.run)
-    records, expected = opened.telemetry(), expected_of(opened.config)
+    steps, expected = opened.telemetry(), expected_of(opened.config)
+    # An event of step n, its pace say, comes after the record of that step.
+    events = [event for event in opened.events() if "step" in event]
+    records = sorted([*steps, *events], key=lambda record: (record["step"], "event" in record))
     alarms, spikes = watch(records, expected), forecast(records, expected)
     for alarm in alarms:
         out.line(alarm.words())
     for spike in spikes:
         before = f"{spike.lead} steps before it: {spike.precursor.words()}" if spike.precursor else "no precursor fired"
         out.line(f"step {spike.step}: the loss rose by {spike.height:.3g}; {before}")
-    out.line(f"{len(records)} steps, {len(alarms)} alarms, {len(spikes)} spikes of the loss")
+    out.line(f"{len(steps)} steps, {len(alarms)} alarms, {len(spikes)} spikes of the loss")
     found = [
         {**spike._asdict(), "precursor": spike.precursor.as_json() if spike.precursor is not None else None} for spike in spikes
     ]
-    out.result({"steps": len(records), "alarms": [alarm.as_json() for alarm in alarms], "spikes": found})
+    out.result({"steps": len(steps), "alarms": [alarm.as_json() for alarm in alarms], "spikes": found})
     return 0

@@ -5,7 +5,7 @@ RUN/resolved.json      the whole config, with its fingerprint
 RUN/tokenizer/         a copy of the tokenizer
 RUN/data/              the shards, unless the config names others
 RUN/telemetry.jsonl    one line a step: only figures that an equal run repeats bit by bit
-RUN/events.jsonl       times, validations, saves, resumes
+RUN/events.jsonl       times, validations, saves, resumes, alarms
 RUN/checkpoints/       00000400/ and so on
 RUN/evaluations/       one directory an evaluation
 RUN/bundles/           one directory an alarm: what it takes to compute that step again

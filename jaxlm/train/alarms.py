@@ -1,14 +1,13 @@
 """The detectors over a run while it is trained, and what is done about what they find.
 
 Every alarm is an event and a line; the step gets a bundle of the flight recorder, as far as there is room. A detector that
-`watch.stop_at` names ends the run. Detectors are functions of the telemetry alone, so a run that goes on reads its last records
-again and stands where it stood.
+`watch.stop_at` names ends the run. What the detectors know is saved with every checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,10 +20,9 @@ from jaxlm.parallel import processes
 from jaxlm.run import Layout
 from jaxlm.train.recorder import Recorder
 from jaxlm.train.state import TrainState
-from jaxlm.watch.detect import BUDGETS, Alarm, bank, expected_of, observe
+from jaxlm.watch.detect import BUDGETS, Alarm, bank, expected_of, loaded, observe, saved
 
 RING = 64  # steps before an alarm whose telemetry goes into its bundle
-READ_AGAIN = 2048  # records that a run which goes on reads again, at most
 
 _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -42,21 +40,26 @@ class Alarms:
             if name not in BUDGETS:
                 raise InputError(f"--watch.stop-at: expected names of {', '.join(BUDGETS)}, found {name}")
 
-    def read_again(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the records of a run that goes on, in their order; what they give is known already."""
-        for record in list(records)[-READ_AGAIN:]:
-            self._bank, _ = observe(self._bank, record, self.expected)
-            self.recorder.step(record)
+    def saved(self) -> dict[str, Any]:
+        """The detectors as they stand, as JSON, for a checkpoint."""
+        return saved(self._bank)
+
+    def go_on(self, found: Mapping[str, Any] | None) -> None:
+        """Let the detectors stand where they stood when `saved` gave this; None begins them anew, as another version does."""
+        try:
+            self._bank = bank() if found is None else loaded(found)
+        except (KeyError, TypeError, ValueError) as error:
+            self._bank = bank()
+            self.say(f"  the detectors of the checkpoint are not those of this version ({error}); they begin anew")
 
     def began(self, state: TrainState) -> dict[str, Any]:
         """What of a state changes although nothing is updated: to be asked for before the step, whose state is donated."""
         return dict(_copied({"step": state.step, "loss_scale": state.loss_scale, "skipped": state.skipped}))
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Take in an event: the pace, a program compiled again, a declared change."""
+        """Take in an event: the pace, a program compiled again, a declared change. Raises as `step` does."""
         self._bank, found = observe(self._bank, record, self.expected)
-        for alarm in found:
-            self._tell(alarm, None)
+        self._tell(found, None)
 
     def step(
         self,
@@ -77,14 +80,7 @@ class Alarms:
         self.recorder.step(record)
         if not found:
             return
-        bundle = self._bundle(record, found, batch, state, began, parents, checkpoint)
-        for alarm in found:
-            self._tell(alarm, bundle)
-        for alarm in found:
-            if alarm.detector in self.stop_at:
-                remedy = f"`jaxlm replay {self.layout.path} --step {alarm.step}` looks into the step."
-                where = f"{self.layout.telemetry} line {alarm.step} ({alarm.what})"
-                raise ContractError(alarm.detector, artifact=where, expected=alarm.expected, found=alarm.found, remedy=remedy)
+        self._tell(found, self._bundle(record, found, batch, state, began, parents, checkpoint))
 
     def _bundle(
         self,
@@ -111,6 +107,17 @@ class Alarms:
         )
         return None if path is None else path.relative_to(self.layout.path).as_posix()
 
-    def _tell(self, alarm: Alarm, bundle: str | None) -> None:
-        self._event("alarm", **alarm.as_json(), bundle=bundle)
-        self.say(f"ALARM {alarm.words()}")
+    def _tell(self, found: list[Alarm], bundle: str | None) -> None:
+        """Log alarms, and raise ContractError at the first of a detector that ends the run."""
+        for alarm in found:
+            self._event("alarm", **alarm.as_json(), bundle=bundle)
+            self.say(f"ALARM {alarm.words()}")
+        for alarm in found:
+            if alarm.detector in self.stop_at:
+                raise ContractError(
+                    alarm.detector,
+                    artifact=f"{self.layout.path}, step {alarm.step} ({alarm.what})",
+                    expected=alarm.expected,
+                    found=alarm.found,
+                    remedy=f"`jaxlm replay {self.layout.path} --step {alarm.step}` looks into the step.",
+                )

@@ -28,7 +28,7 @@ from jaxlm.train.state import TrainState, abstract_state, batch_rows, initial_st
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.validate import Validation
 from jaxlm.train.watchdog import Watchdog
-from jaxlm.watch import ChainedLog, Mark, number, read_log
+from jaxlm.watch import ChainedLog, Mark, number
 from jaxlm.watch.figures import Sink
 from jaxlm.watch.sinks import START
 
@@ -75,7 +75,6 @@ class Session:
         self.events = _log(layout.events, None, "a whole log")
         self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
         self.sinks = sinks_of(cfg, layout, step=mark.lines, durable=self.store.latest)
-        self.alarms.read_again(record for record, _ in read_log(layout.telemetry) if record["step"] <= mark.lines)
 
     def _require_same_parts(self, manifest: Manifest) -> None:
         """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
@@ -111,6 +110,7 @@ class Session:
         self.saved = manifest.facts["step"]
         if (before := manifest.facts["environment"]["mesh"]) != self.environment["mesh"]:
             self.relaid = {"saved": before, "now": self.environment["mesh"]}
+        self.alarms.go_on(manifest.provenance.get("detectors"))
         self.say(f"resuming at step {manifest.facts['step']} from {self.store.path(manifest.facts['step'])}")
         for line in self.differing:
             self.say(f"  another environment, so equal bits are not promised: {line}")
@@ -215,7 +215,8 @@ class Session:
             "environment": self.environment,
         }
         metric = validation.loss if validation is not None and np.isfinite(validation.loss) else None
-        provenance = {"events": self.events.mark._asdict()}  # with times in it: no part of the fingerprint
+        # With times in it: no part of the fingerprint.
+        provenance = {"events": self.events.mark._asdict(), "detectors": self.alarms.saved()}
         self.saved = step
         self.store.save(self.state, step, facts=facts, parents=self.parents, metric=metric, provenance=provenance)
         self.event("save", step=step, seconds=time.monotonic() - began)

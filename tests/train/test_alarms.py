@@ -1,6 +1,7 @@
 """Alarms of a run: said, kept with a bundle, and where asked for the end of it."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,11 +55,32 @@ def test_a_detector_ends_the_run_where_it_is_named(watched):
         watched(stop_at="lossspike")
 
 
-def test_a_run_that_goes_on_says_nothing_again(watched):
+def test_a_run_that_goes_on_knows_what_it_knew(watched):
+    before, after, anew = watched(), watched(), watched()
+    step(before.alarms, RECORD)
+    after.alarms.go_on(json.loads(json.dumps(before.alarms.saved(), allow_nan=False)))
+    step(after.alarms, {**RECORD, "step": 6})
+    assert after.lines == []
+    anew.alarms.go_on(None)
+    step(anew.alarms, {**RECORD, "step": 6})
+    assert len(anew.lines) == 1
+
+
+def test_detectors_of_another_version_begin_anew_and_it_is_said(watched):
     found = watched()
-    found.alarms.read_again([RECORD])
-    step(found.alarms, {**RECORD, "step": 6})
-    assert found.lines == []
+    found.alarms.go_on({"states": {}, "last": {}, "warm": 0})
+    assert "begin anew" in found.lines[0]
+    step(found.alarms, RECORD)
+    assert len(found.lines) == 2
+
+
+def test_an_event_ends_the_run_as_a_step_does(watched):
+    event = {"event": "recompiled", "step": 9, "phase": "step", "found": "another shape"}
+    logged = watched()
+    logged.alarms.event(event)
+    assert logged.events[0][1]["detector"] == "recompilation"
+    with pytest.raises(ContractError, match="another shape"):
+        watched(stop_at="recompilation").alarms.event(event)
 
 
 def test_the_pace_is_a_sum_over_steps_without_the_first(monkeypatch):
