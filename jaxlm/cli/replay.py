@@ -22,15 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Replay."""
-    from jaxlm.contract import InputError
     from jaxlm.run import Run
     from jaxlm.train.replaying import recorded, replay_step, step_to_replay
     from jaxlm.watch.compilation_cache import keep_programs
 
     opened = Run.load(args.run)
     keep_programs()
-    if args.step is not None and args.step < 1:
-        raise InputError(f"--step: expected a step from 1 on, found {args.step}")
     step = step_to_replay(opened) if args.step is None else args.step
     found = recorded(opened, step, say=out.line)
     out.line(f"step {step}, from {found.origin}")

@@ -27,6 +27,7 @@ ends with status 4; one that is stuck (--watch.step-timeout) ends itself with 5.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 import re
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
     parser.add_argument("--out", help="the run directory; runs/NAME by default")
     parser.add_argument("--allow-older", action="store_true", help="where the newest checkpoint is damaged, take an older one")
+    parser.add_argument("--metrics-port", type=int, metavar="PORT", help="answer Prometheus there: --watch.metrics-port")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, for a run of several processes")
     parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     parser.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
@@ -72,6 +74,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
             original, where = path.parent, beside(path.parent, config)
             out.line(f"the run of {path} again, in {where}")
     joined = join(args, config)
+    if args.metrics_port is not None:
+        watch = dataclasses.replace(config.watch, metrics_port=args.metrics_port)
+        config = dataclasses.replace(config, watch=watch)
     try:
         return train(config, where, original, out, allow_older=args.allow_older)
     except Exception as error:

@@ -111,7 +111,7 @@ def _rate(history: History) -> tuple[str, str]:
 def _facts(source: Source) -> list[tuple[str, object]]:
     history = source.history
     validation = history.curves.get("validation/bits_per_byte")
-    best = float(validation.buckets()["low"][-1, 0]) if validation is not None else None
+    last = None if validation is None or validation.last is None else float(validation.last[1])
     rate, mfu = _rate(history)
     peak = f" of {source.hardware.words}" if source.hardware is not None and mfu != "–" else ""
     return [
@@ -119,7 +119,7 @@ def _facts(source: Source) -> list[tuple[str, object]]:
         ("steps", f"{history.steps:,} of {source.config.train.steps:,}"),
         ("loss", rounded(history.last.get("loss"))),
         ("bits/byte", rounded(history.last.get("bits_per_byte"))),
-        ("validation bits/byte", rounded(best)),
+        ("validation bits/byte", rounded(last)),
         ("tokens/s", rate),
         ("MFU", mfu + peak),
         ("alarms", f"{history.alarms.count:,}"),

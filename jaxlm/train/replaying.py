@@ -56,7 +56,13 @@ def step_to_replay(run: Run) -> int:
 
 
 def recorded(run: Run, step: int, *, say: Callable[[str], None] = lambda line: None) -> Recorded:
-    """Step number `step` of a run, from 1, as it began. Raises InputError where no checkpoint lies before it."""
+    """Step number `step` of a run, from 1, as it began.
+
+    Raises InputError where the run has not come so far, or no checkpoint lies before the step.
+    """
+    steps = len(run.telemetry())
+    if not 1 <= step <= steps:
+        raise InputError(f"--step: expected one of the {steps} steps that {run.path} has done, found {step}")
     cfg = _on_these_devices(run.config)
     mesh = make_mesh(cfg.mesh)
     bundle = bundles(run.layout.bundles).get(step)
@@ -104,7 +110,7 @@ def _computed_again(
     for step in range(done + 1, until + 1):
         state, telemetry = train_step(state, put_batch(batch_of(run, step - 1), cfg, mesh))
         now = record_of(telemetry, labels_bytes=0, positions=cfg.tokens_per_step)
-        if differing is None and any(now[name] != held.get(step, now)[name] for name in EXACT):
+        if differing is None and any(now[name] != held[step][name] for name in EXACT):
             differing = step
     return state, differing
 

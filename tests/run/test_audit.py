@@ -314,3 +314,31 @@ def test_a_run_that_has_not_begun_has_nothing_to_check(tmp_path, config):
 def test_an_emptied_event_log_is_broken_and_named(run_copy):
     (run_copy / "events.jsonl").write_bytes(b"")
     assert str(run_copy / "events.jsonl") in {finding.artifact for finding in broken(run_copy)}
+
+
+def bundle_in(path):
+    from jaxlm.data import Batch
+    from jaxlm.train.recorder import Recorder
+
+    ids = np.arange(8, dtype=np.int32).reshape(2, 4)
+    run = Manifest.load(path).fingerprint
+    recorder = Recorder(path / "bundles", ring=2, keep=1)
+    return recorder.bundle(
+        3,
+        [{"detector": "nonfinite"}],
+        batch=Batch(*([ids] * 5)),
+        parents={"tokenizer": "a" * 64, "data": "b" * 64, "model": "c" * 64, "run": run},
+        state={"w": np.ones(3, np.float32)},
+    )
+
+
+def test_a_bundle_is_an_artifact_of_its_run(run_copy):
+    bundle = bundle_in(run_copy)
+    assert broken(run_copy) == []
+    assert all(finding.kept for finding in audit(bundle))
+    path = bundle / "batch.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [finding.artifact for finding in broken(run_copy)] == [str(path)]
+    shutil.rmtree(bundle)
+    manifest = json.loads((bundle_in(run_copy) / "manifest.json").read_text())
+    assert manifest["parents"] == {"run": Manifest.load(run_copy).fingerprint}
