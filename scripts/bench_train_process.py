@@ -47,7 +47,7 @@ def batch_of(cfg: RunConfig) -> Any:
 
 
 def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
-    """What a run does for a step: `train_step` under a mesh, its telemetry read, and its line written to a log.
+    """What a run does for a step: `train_step` under a mesh, its telemetry read, shown to the detectors, and written to a log.
 
     bare: only what the next step needs.
     """
@@ -60,16 +60,18 @@ def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
     from jaxlm.train import train_step
     from jaxlm.train.state import initial_state, put_batch
     from jaxlm.watch import ChainedLog, record_of
+    from jaxlm.watch.detect import bank, expected_of, observe
 
     mesh = make_mesh(cfg.mesh)
     # What nobody reads is not computed: the compiler leaves it out.
     step = jax.jit(lambda state, batch: (train_step(state, batch)[0], None), donate_argnums=0) if bare else train_step
     with jax.set_mesh(mesh):
         state, batch = initial_state(cfg, mesh), put_batch(batch_of(cfg), cfg, mesh)
+    detectors, expected = bank(), expected_of(cfg)
     log = ChainedLog(Path(tempfile.mkdtemp()) / "telemetry.jsonl")
 
     def steps(count: int) -> float:
-        nonlocal state
+        nonlocal state, detectors
         loss = float("nan")
         with jax.set_mesh(mesh):
             for _ in range(count):
@@ -77,6 +79,7 @@ def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
                 if telemetry is not None:
                     record = record_of(telemetry, labels_bytes=4 * batch.labels.size, positions=batch.labels.size)
                     log.append(record)
+                    detectors, _ = observe(detectors, record, expected)
                     loss = record["loss"]
             jax.block_until_ready(state)
         return loss
