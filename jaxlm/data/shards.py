@@ -18,6 +18,7 @@ import numpy as np
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, naming, new_artifact
 from jaxlm.data.documents import Counts, read_documents
+from jaxlm.data.roundtrip import require_document
 from jaxlm.data.split import RULE, SPLITS, split_of
 from jaxlm.tokenizer import Tokenizer
 
@@ -116,8 +117,8 @@ def build_shards(
 ) -> ShardSet:
     """Read the sources, split and encode every document, write the artifact, and open it.
 
-    on_progress: called after every document. Raises InputError for bad sources, or where a split would be empty; then
-    nothing is written.
+    on_progress: called after every document. Raises InputError for bad sources, or where a split would be empty, ContractError
+    naming a document whose ids do not stand for its text; then nothing is written.
     """
     counts = Counts()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
@@ -125,8 +126,9 @@ def build_shards(
         writers = {split: _Writer(temporary, split, dtype, cfg.shard_tokens) for split in SPLITS}
         try:
             for document in read_documents(cfg, counts):
-                ids = tokenizer.encode_document(document.text)
-                writers[split_of(document.text, cfg.val_fraction)].add(ids, len(document.text.encode()))
+                ids, text = tokenizer.encode_document(document.text), document.text.encode()
+                require_document(tokenizer, ids, text, origin=document.origin)
+                writers[split_of(document.text, cfg.val_fraction)].add(ids, len(text))
                 if on_progress is not None:
                     on_progress(counts)
         finally:
