@@ -1,6 +1,7 @@
 """Raw documents to shards to batches."""
 
 from jaxlm.config.schema import DataConfig
+from jaxlm.data.agreement import require_agreement
 from jaxlm.data.batches import Batch, batch, batch_crc, row_crcs, validation_batches
 from jaxlm.data.checks import check_batch, check_supervised
 from jaxlm.data.documents import STDLIB, Counts, Document, read_documents
@@ -26,6 +27,7 @@ __all__ = [
     "open_shards",
     "permute",
     "read_documents",
+    "require_agreement",
     "row_crcs",
     "split_of",
     "training_texts",

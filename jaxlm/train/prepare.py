@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxlm.config.load import config_fingerprint, differing_fields, read_resolved, resolved_json
 from jaxlm.config.schema import ConfigError, RunConfig, numbers
 from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
-from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, training_texts
+from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agreement, training_texts
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
 from jaxlm.watch import duration
@@ -126,7 +126,8 @@ def _remove(paths: Iterable[Path]) -> None:
 def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None = None) -> Parts:
     """Tokenizer and data of a claimed run: those that are there, checked, or new ones.
 
-    like: the manifest of the run that is to be reproduced; a tokenizer or data that come out different are ContractErrors.
+    like: the manifest of the run that is to be reproduced; a tokenizer or data that come out different are ContractErrors. So
+    are shards that are not in the language of the tokenizer.
     """
     tokenizer = _tokenizer(cfg, layout, say)
     _same("tokenizer", like, tokenizer.manifest, layout.tokenizer)
@@ -139,6 +140,9 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
         data = build_shards(cfg.data, tokenizer, path)
         say(f"data       written to {path} in {duration(time.monotonic() - began)}")
     check(tokenizer.manifest, path)
+    for found in require_agreement(data, tokenizer):
+        if found.tokens < found.of or not found.documents:
+            say(f"data       {found.words()}")
     _same("data", like, data.manifest, path)
     return Parts(cfg, tokenizer, data)
 
