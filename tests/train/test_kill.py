@@ -104,6 +104,7 @@ def kill_and_resume(command: list[str], unbroken: Run, seed: int, kills: int) ->
     return met
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments_and_resumed_equals_unbroken(command, unbroken):
     met = kill_and_resume(command, unbroken, seed=int.from_bytes(os.urandom(4), "big"), kills=4)
     assert len(met) >= 2
