@@ -18,7 +18,7 @@ from jaxlm.data.shards import ShardSet, TokenStream
 from jaxlm.tokenizer import Tokenizer
 
 CHUNK = 1 << 20  # tokens looked at together
-CHUNKS = 256  # of a split, at most, evenly spaced: 268 million tokens, in some 3 s
+CHUNKS = 128  # of a split, at most, evenly spaced: 134 million tokens, in some 3 s
 DOCUMENTS = 32  # of a split, encoded again
 LONG = 1 << 15  # ids; longer documents are not encoded again
 
@@ -42,7 +42,7 @@ def require_agreement(data: ShardSet, tokenizer: Tokenizer) -> list[Agreement]:
     Every id is one of the tokenizer; BOS and EOS stand at the borders of documents, special ids nowhere else; the ids of a
     split stand for as many bytes as its documents had; documents spread over it, decoded and encoded again, give the same ids.
 
-    One pass in chunks of bounded memory: about 10 ns a token, for `CHUNK * CHUNKS` tokens at most. Of more, an evenly spaced
+    One pass in chunks of bounded memory: about 20 ns a token, for `CHUNK * CHUNKS` tokens at most. Of more, an evenly spaced
     sample is looked at, and their bytes are not summed.
     """
     found = []

@@ -13,6 +13,7 @@ from jaxlm.data import Batch, Prefetcher
 from jaxlm.parallel import processes
 from jaxlm.train.probes import Probe, require, run_probes
 from jaxlm.train.probes_forward import batch_is_pure
+from jaxlm.train.probes_order import order
 from jaxlm.train.session import Session
 from jaxlm.train.validate import Validation, validate
 from jaxlm.watch import Progress, duration, number, record_of
@@ -69,7 +70,11 @@ def probe(session: Session) -> dict[str, Probe]:
     first = session.batch(step)
     session.check(first, step)
     where = session.layout.path
-    results = [require(batch_is_pure(session.batch, step), artifact=where)]
+    rows = session.parts.data.train.rows(session.cfg.model.context_length)
+    results = [
+        require(batch_is_pure(session.batch, step), artifact=where),
+        require(order(session.first_ids, rows=rows, batch_size=session.cfg.train.batch_size), artifact=where),
+    ]
     for result in run_probes(session.cfg, session.mesh, session.state.params, first, fresh=step == 0):
         results.append(require(result, artifact=where))
     seconds = time.monotonic() - began

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxlm.checkpoint import CheckpointStore, differences, environment
 from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, check
-from jaxlm.data import Batch, batch, check_batch, check_supervised
+from jaxlm.data import Batch, TokenStream, batch, check_batch, check_supervised
 from jaxlm.model import model_manifest
 from jaxlm.parallel import processes
 from jaxlm.run import Layout, run_manifest
@@ -121,11 +121,15 @@ class Session:
 
     def batch(self, step: int) -> Batch:
         """The batch of the step that follows `step` steps done: a pure function of config and data."""
-        return self._batch(step, None)
+        return self._batch(step, None, self.parts.data.train, self.cfg.model.context_length)
 
     def share(self, step: int) -> Batch:
         """The rows of `batch` that this process needs: all of them, where it is the only one."""
-        return self._batch(step, self.rows)
+        return self._batch(step, self.rows, self.parts.data.train, self.cfg.model.context_length)
+
+    def first_ids(self, stream: TokenStream, step: int, rows: np.ndarray) -> np.ndarray:
+        """The first ids of rows of `batch`, had the training split been `stream` and a row one token."""
+        return np.asarray(self._batch(step, rows, stream, 1).tokens[:, 0])
 
     def put(self, made: Batch) -> Batch:
         """A share on the devices, where with those of the other processes it is the batch."""
@@ -137,16 +141,9 @@ class Session:
         check_supervised(facts.supervised, self.cfg.data.min_supervised, label=f"batch of step {step + 1}")
         return facts
 
-    def _batch(self, step: int, rows: np.ndarray | None) -> Batch:
-        cfg = self.cfg
-        return batch(
-            self.parts.data.train,
-            step=step,
-            seed=cfg.data.order_seed,
-            batch_size=cfg.train.batch_size,
-            context_length=cfg.model.context_length,
-            rows=rows,
-        )
+    def _batch(self, step: int, rows: np.ndarray | None, stream: TokenStream, context_length: int) -> Batch:
+        seed, batch_size = self.cfg.data.order_seed, self.cfg.train.batch_size
+        return batch(stream, step=step, seed=seed, batch_size=batch_size, context_length=context_length, rows=rows)
 
     def check(self, made: Batch, step: int) -> None:
         """The batch contract, every step, of a batch or a share of one."""

@@ -43,7 +43,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert [r["step"] for r in records if "validation" in r] == [4, 8, 12]
     assert len({r["batch_crc"] for r in records}) == STEPS
     probes = run.manifest.facts["probes"]
-    assert len(probes) == 14
+    assert len(probes) == 16
     assert all(probe["passed"] for probe in probes.values())
     assert [e["event"] for e in run.events()][:2] == ["start", "probes"]
     assert run.events()[-1]["event"] == "end"
