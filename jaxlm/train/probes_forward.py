@@ -14,6 +14,7 @@ import numpy as np
 from jaxlm.data import Batch
 from jaxlm.model.layers import rope_angles, rotate
 from jaxlm.train.probes import Bench, Probe
+from jaxlm.train.probes_reference import reference
 from jaxlm.train.state import policy
 
 NOISE = 4  # times the difference at a shift of one position: what rounding may do at the longest
@@ -180,6 +181,7 @@ FORWARD: tuple[Callable[[Bench], Probe], ...] = (
     documents_isolated,
     rope_shift_invariance,
     evaluation_deterministic,
+    reference,
 )
 """The probes that a trained model passes as well; `initial_loss` is for a fresh one."""
 

@@ -203,7 +203,7 @@ def test_evaluating_twice_is_one_artifact_and_the_probes_are_in_it(run_copy):
     again = evaluate(Run.load(run_copy))
     assert folders(run_copy) == before
     assert again.manifest.to_json() == first.to_json()
-    assert len(first.facts["probes"]) == 7
+    assert len(first.facts["probes"]) == 8
     assert all(probe["passed"] for probe in first.facts["probes"].values())
     shutil.rmtree(run_copy / "evaluations")
     fresh = evaluate(Run.load(run_copy))

@@ -1,9 +1,6 @@
-"""A tiny model whose gains and biases are drawn as well, and the float64 oracle beside it."""
+"""A tiny model whose gains and biases are drawn as well."""
 
 from __future__ import annotations
-
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +36,3 @@ def tiny():
 def drawn():
     """Parameters of a config, every leaf drawn."""
     return drawn_params
-
-
-@pytest.fixture(scope="session")
-def float64():
-    """The module `float64.py` beside this file."""
-    spec = importlib.util.spec_from_file_location("float64", Path(__file__).with_name("float64.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

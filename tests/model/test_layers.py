@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.config.schema import MeshConfig
+from jaxlm.model import reference
 from jaxlm.model.layers import ACTIVATIONS, align, dropout, rms_norm, rope_angles, rotate, softcap
 from jaxlm.parallel import make_mesh
 
@@ -22,10 +23,10 @@ def normal(*shape, seed=0, scale=1.0):
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e15])
-def test_rms_norm_equals_float64_and_counts_eps(scale, float64):
+def test_rms_norm_equals_float64_and_counts_eps(scale):
     x, gain = normal(3, 5, 16, scale=scale), normal(16, seed=1)
     for eps in (1e-6, 0.5):
-        expected = float64.normed(np.asarray(x, np.float64), np.asarray(gain, np.float64), eps)
+        expected = reference.normed(np.asarray(x, np.float64), np.asarray(gain, np.float64), eps)
         np.testing.assert_allclose(rms_norm(x, gain, eps=eps), expected, rtol=2e-6, atol=1e-9)
 
 
@@ -36,11 +37,11 @@ def test_rms_norm_without_a_gain_is_the_identity_and_of_zeros_is_zero():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_rms_norm_of_half_precision_is_computed_in_float32(dtype, float64):
+def test_rms_norm_of_half_precision_is_computed_in_float32(dtype):
     x, gain = normal(4, 64, scale=300.0).astype(dtype), jnp.full((64,), 1.001, jnp.float32)  # squares overflow float16
     out = rms_norm(x, gain, eps=1e-6)
     assert out.dtype == jnp.dtype(dtype)
-    expected = float64.normed(np.asarray(x, np.float64), np.asarray(gain, np.float64), 1e-6)
+    expected = reference.normed(np.asarray(x, np.float64), np.asarray(gain, np.float64), 1e-6)
     rounded = jnp.asarray(expected, dtype).astype(jnp.float32)
     assert float(jnp.mean(out.astype(jnp.float32) == rounded)) > 0.98
 
@@ -59,7 +60,7 @@ def test_angles_are_exact_at_positions_that_bfloat16_and_float16_cannot_tell_apa
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
-def test_rotation_equals_complex_numbers_in_float64_in_every_dtype(pairing, float64):
+def test_rotation_equals_complex_numbers_in_float64_in_every_dtype(pairing):
     x = normal(1, 4, 3, 10)
     positions = np.array([[0, 7, 300, 1001]], np.int32)
     for dtype, tolerance in (("float32", 2e-4), ("bfloat16", 2e-2), ("float16", 3e-3)):
@@ -67,7 +68,7 @@ def test_rotation_equals_complex_numbers_in_float64_in_every_dtype(pairing, floa
         out = rotate(x.astype(dtype), angles, pairing=pairing)
         assert out.dtype == jnp.dtype(dtype)
         expected = [
-            float64.rotated(np.asarray(h, np.float64), p, 100.0, pairing) for h, p in zip(x[0], positions[0], strict=True)
+            reference.rotated(np.asarray(h, np.float64), p, 100.0, pairing) for h, p in zip(x[0], positions[0], strict=True)
         ]
         np.testing.assert_allclose(np.asarray(out[0], np.float64), np.stack(expected), atol=tolerance)
 
@@ -93,9 +94,9 @@ def test_rotation_keeps_norms_and_scores_know_only_the_distance(pairing, first, 
 
 
 @pytest.mark.parametrize("name", ["swiglu", "silu", "gelu"])
-def test_activations_equal_their_papers(name, float64):
+def test_activations_equal_their_papers(name):
     x = np.linspace(-12, 12, 101)
-    exact = {"gelu": float64.gelu, "silu": float64.silu, "swiglu": float64.silu}[name](x)
+    exact = {"gelu": reference.gelu, "silu": reference.silu, "swiglu": reference.silu}[name](x)
     np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), exact, rtol=1e-5, atol=1e-6)
 
 

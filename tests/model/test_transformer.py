@@ -10,7 +10,7 @@ import pytest
 
 from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import InputError
-from jaxlm.model import POLICIES, Mask, forward, hidden, init_params, loss_sums, project
+from jaxlm.model import POLICIES, Mask, forward, hidden, init_params, loss_sums, project, reference
 from jaxlm.model.spec import named_leaves
 from jaxlm.parallel import PRESETS
 
@@ -70,7 +70,7 @@ def assert_close(found, expected, share=1e-5):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_of_packed_documents_are_those_of_each_alone_in_float64(name, tiny, drawn, float64, packs):
+def test_logits_of_packed_documents_are_those_of_each_alone_in_float64(name, tiny, drawn, packs):
     cfg = tiny(**CASES[name])
     params, (ids, segments, positions, spans) = drawn(cfg), packs
     with jax.numpy_dtype_promotion("strict"):
@@ -79,15 +79,15 @@ def test_logits_of_packed_documents_are_those_of_each_alone_in_float64(name, tin
     assert logits.dtype == jnp.float32
     for row, start, length in spans:
         at = slice(start, start + length)
-        assert_close(logits[row, at], float64.document_logits(named_leaves(params), cfg, ids[row, at]))
+        assert_close(logits[row, at], reference.document_logits(named_leaves(params), cfg, ids[row, at]))
 
 
-def test_without_a_mask_a_row_is_one_document(tiny, drawn, float64, packs):
+def test_without_a_mask_a_row_is_one_document(tiny, drawn, packs):
     for cfg in (tiny(), tiny(window=5)):
         params = drawn(cfg)
         logits = run(params, packs[0], cfg)
         for row, ids in zip(logits, packs[0], strict=True):
-            assert_close(row, float64.document_logits(named_leaves(params), cfg, ids))
+            assert_close(row, reference.document_logits(named_leaves(params), cfg, ids))
 
 
 def test_scan_and_unrolled_layers_agree_in_logits_statistics_and_gradients(tiny, drawn, packs):

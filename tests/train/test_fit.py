@@ -1,9 +1,11 @@
 """The host loop: what a run leaves on the disk, how it goes on, and what it refuses."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from jaxlm.config import schema
 from jaxlm.config.load import read_resolved
 from jaxlm.contract import ContractError, InputError
+from jaxlm.data import TokenStream
 from jaxlm.run import Run, audit
 from jaxlm.train import fit
+from jaxlm.watch import ChainedLog, Mark
 from tests.conftest import tiny_config
 
 STEPS = 12
@@ -79,6 +83,56 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_taken_when_asked_for(r
     assert run.checkpoint.facts["leaves"] == Run.load(finished).checkpoint.facts["leaves"]
     shutil.rmtree(run_copy / "evaluations")
     assert [finding for finding in audit(run_copy) if not finding.kept] == []
+
+
+OTHERWISE = {
+    "began anew": ("jaxlm.train.session.batch", lambda real: lambda stream, **k: real(stream, **{**k, "step": k["step"] % 7})),
+    "one further": ("jaxlm.train.session.batch", lambda real: lambda stream, **k: real(stream, **{**k, "step": k["step"] + 1})),
+    "another seed": ("jaxlm.data.batches.permute", lambda real: lambda i, n, *, seed, epoch: real(i, n, seed=9, epoch=epoch)),
+    "another packing": ("jaxlm.data.batches.rows_of", lambda real: lambda s, rows, length: real(s, rows, length)._replace(
+        positions=np.zeros((len(rows), length), np.int32))),
+    "another place": ("jaxlm.data.TokenStream.slice", lambda real: lambda self, begin, end: real(self, begin - 1, end - 1)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stub(finished):
+    """What a resumed session knows of its batches."""
+    run = Run.load(finished)
+    session = importlib.import_module("jaxlm.train.session").Session
+    stub = SimpleNamespace(cfg=run.config, parts=run, layout=run.layout, telemetry=SimpleNamespace(mark=Mark(STEPS, "")))
+    stub._batch, stub.batch = (functools.partial(getattr(session, name), stub) for name in ("_batch", "batch"))
+    stub.require_same_batches = functools.partial(session.require_same_batches, stub)
+    return stub
+
+
+@pytest.mark.parametrize("kind", OTHERWISE)
+def test_batches_that_come_out_as_others_are_refused(stub, kind, monkeypatch):
+    stub.require_same_batches()
+    name, fault = OTHERWISE[kind]
+    place, attribute = name.rsplit(".", 1)
+    owner = TokenStream if place.endswith("TokenStream") else importlib.import_module(place)
+    monkeypatch.setattr(owner, attribute, fault(getattr(owner, attribute)))
+    with pytest.raises(ContractError, match=r"telemetry\.jsonl line 12: expected the batch of step 12 again, CRC .* found CRC"):
+        stub.require_same_batches()
+
+
+def test_a_run_that_has_not_begun_and_one_without_crcs_are_no_other(stub, tmp_path, monkeypatch):
+    path = tmp_path / "telemetry.jsonl"
+    with ChainedLog(path) as log:
+        monkeypatch.setattr(stub, "telemetry", log)
+        monkeypatch.setattr(stub, "layout", SimpleNamespace(telemetry=path))
+        stub.require_same_batches()
+        log.append({"step": 1, "loss": 2.0})
+        stub.require_same_batches()
+
+
+def test_a_resume_with_other_batches_is_refused_before_its_first_step(halted, config, monkeypatch):
+    _, fault = OTHERWISE["another seed"]
+    batches = importlib.import_module("jaxlm.data.batches")
+    monkeypatch.setattr(batches, "permute", fault(batches.permute))
+    with pytest.raises(ContractError, match="expected the batch of step 8 again"):
+        fit(config, out=halted, say=quiet)
 
 
 def test_another_environment_is_said_field_by_field(halted, config, monkeypatch):
