@@ -34,6 +34,7 @@ def train(session: Session) -> None:
     watchdog = session.watchdog
     with session.stop:
         watchdog.at("the probes")
+        session.require_same_batches()
         probes = probe(session)
         if session.manifest is None:
             session.manifest = session.promise(probes)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxlm.checkpoint import CheckpointStore, differences, environment
 from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, check
-from jaxlm.data import Batch, TokenStream, batch, check_batch, check_supervised
+from jaxlm.data import Batch, TokenStream, batch, batch_crc, check_batch, check_supervised
 from jaxlm.model import model_manifest
 from jaxlm.parallel import processes
 from jaxlm.run import Layout, run_manifest
@@ -30,7 +30,7 @@ from jaxlm.train.validate import Validation
 from jaxlm.train.watchdog import Watchdog
 from jaxlm.watch import ChainedLog, Mark, number
 from jaxlm.watch.figures import Sink
-from jaxlm.watch.sinks import START
+from jaxlm.watch.sinks import START, last_record
 
 
 class Session:
@@ -130,6 +130,25 @@ class Session:
     def first_ids(self, stream: TokenStream, step: int, rows: np.ndarray) -> np.ndarray:
         """The first ids of rows of `batch`, had the training split been `stream` and a row one token."""
         return np.asarray(self._batch(step, rows, stream, 1).tokens[:, 0])
+
+    def require_same_batches(self) -> None:
+        """Raise ContractError where the batch of the last step in the telemetry comes out as another one now.
+
+        Process 0, which holds the log, makes that batch again, whole. Records from before batches had a CRC say nothing.
+        """
+        record = last_record(self.layout.telemetry) if processes.primary() and self.telemetry.mark.lines else None
+        if record is None or record.get("batch_crc") is None:
+            return
+        found = batch_crc(self.batch(record["step"] - 1))
+        if found != record["batch_crc"]:
+            raise ContractError(
+                "data",
+                artifact=f"{self.layout.telemetry} line {self.telemetry.mark.lines}",
+                expected=f"the batch of step {record['step']} again, CRC {record['batch_crc']:08x}",
+                found=f"CRC {found:08x}",
+                remedy="The order of the rows, the shards or the packing are others than before: a run that goes on would see "
+                "other examples. Use the version of jaxlm that it was made with, or start a new run.",
+            )
 
     def put(self, made: Batch) -> Batch:
         """A share on the devices, where with those of the other processes it is the batch."""

@@ -81,6 +81,22 @@ def _read(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, dict[str, Any],
             yield line[:-1], found[0], mark
 
 
+def last_record(path: str | os.PathLike[str], *, block: int = 1 << 16) -> dict[str, Any] | None:
+    """The record of the last line of a log whose chain is known to hold, read from its end; None where there is no line."""
+    with open(path, "rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        content = b""
+        while at and content.count(b"\n") < 2:
+            start = max(at - block, 0)
+            file.seek(start)
+            content, at = file.read(at - start) + content, start
+    lines = content.splitlines()
+    if not lines:
+        return None
+    record: dict[str, Any] = json.loads(lines[-1])
+    return {name: value for name, value in record.items() if name != "chain"}
+
+
 def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | None = None, open_end: bool = False) -> Finding:
     """Whether every line of a log continues the chain, and whether it holds the lines that `at_least` marks.
 

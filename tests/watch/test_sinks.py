@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from jaxlm.watch import ChainedLog, Mark, read_log, verify_log
+from jaxlm.watch.sinks import last_record
 
 
 @pytest.fixture
@@ -133,3 +134,13 @@ def test_a_resumed_log_is_cut_back_to_the_mark_and_repeats_bit_by_bit(path):
     with ChainedLog(path, keep=Mark(0, "0" * 16)):
         pass
     assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 16])
+def test_the_last_record_is_read_from_the_end(tmp_path, block):
+    path = tmp_path / "new.jsonl"
+    with ChainedLog(path) as log:
+        assert last_record(path, block=block) is None
+        for step in range(1, 6):
+            log.append({"step": step, "text": "x" * step * 10})
+            assert last_record(path, block=block) == {"step": step, "text": "x" * step * 10}
