@@ -99,7 +99,7 @@ def _step(session: Session, step: int, made: Batch, progress: Progress, *, waite
     validation = _validate(session, step, progress) if last or step % cfg.eval.every == 0 else None
     if validation is not None:
         record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
-    record["batch_crc"] = facts.crc
+    record["batch_crc"], record["repeated_rows"] = facts.crc, facts.repeated
     session.record(record)
     progress.step(record)
     session.alarms.step(record, batch=made, state=session.state, began=before, parents=session.parents, checkpoint=checkpoint)

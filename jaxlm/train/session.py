@@ -156,8 +156,11 @@ class Session:
 
     def facts(self, made: Batch, step: int) -> BatchFacts:
         """What the telemetry says of the batch of which `made` is a share; all of it is checked that a share cannot tell."""
-        facts = batch_facts(made, self.parts.tokenizer.byte_lengths, self.cfg, self.mesh, rows=self.rows)
-        check_supervised(facts.supervised, self.cfg.data.min_supervised, label=f"batch of step {step + 1}")
+        cfg, data = self.cfg, self.parts.data.train
+        examples = step * cfg.train.batch_size + np.arange(cfg.train.batch_size)
+        epochs = examples // data.rows(cfg.model.context_length)
+        facts = batch_facts(made, self.parts.tokenizer.byte_lengths, cfg, self.mesh, rows=self.rows, epochs=epochs)
+        check_supervised(facts.supervised, cfg.data.min_supervised, label=f"batch of step {step + 1}")
         return facts
 
     def _batch(self, step: int, rows: np.ndarray | None, stream: TokenStream, context_length: int) -> Batch:

@@ -46,6 +46,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert all(r["finite"] and r["skipped"] == 0 and r["labels"] > 0 for r in records)
     assert [r["step"] for r in records if "validation" in r] == [4, 8, 12]
     assert len({r["batch_crc"] for r in records}) == STEPS
+    assert {r["repeated_rows"] for r in records} == {0.0}
     probes = run.manifest.facts["probes"]
     assert len(probes) == 16
     assert all(probe["passed"] for probe in probes.values())

@@ -88,6 +88,9 @@ BUDGETS: dict[str, Budget] = {
     "scaler_thrashing": Budget(0.0, "log", "a healthy scale falls once in about 2000 steps"),
     "clipping": Budget(0.02, "log", "two shares of 100 steps, far apart"),
     "repeated_batch": Budget(0.03, "stop", "two CRCs of 32 bits in 1024 agree by chance with 2.4e-7 a step"),
+    "repeated_rows": Budget(
+        0.01, "log", "where one in 500 pairs of rows is equal, one batch of 4 rows in 84; four in a row 2e-8"
+    ),
     "correlated_batches": Budget(0.01, "log", "a sign test at 6 standard errors or more, every 16 steps"),
     "validation_gap": Budget(0.02, "log", "a third of the loss, twice in a row"),
     "stalled_loader": Budget(0.0, "log", "the loop waits longer than it works; a symptom of the machine, not of the run"),

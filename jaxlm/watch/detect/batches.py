@@ -1,4 +1,4 @@
-"""What the batches are: the same one twice, neighbours that are alike, too few supervised labels."""
+"""What the batches are: the same one twice, equal rows in one, neighbours that are alike, too few supervised labels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxlm.watch.detect.expected import Expected
 
 REMEMBERED = 16384  # batches
 NEAR = 1024  # of them, one that comes again alarms by itself; of older ones two in a row do, by the same distance
+SHARE, STEPS = 1 / 16, 4  # of the rows of a batch that repeat others in it, and steps in a row with so many
 RUNS = 256  # steps of a test for alike neighbours
 EVERY = 16  # steps between two tests
 # Standard errors. Bytes per label depend on the text alone, and shuffled text has no memory; the loss has some of its own, from
@@ -22,13 +23,15 @@ RUNS_Z = 6.0
 
 class Batches(NamedTuple):
     """crcs: uint32 [REMEMBERED], oldest first; known: how many. lag: by how many steps the last batch was a repetition, 0 for
-    none. texts: float64 [RUNS], bytes per label, NaN where there is none. seen: steps."""
+    none. rows: steps in a row with repeated rows. texts: float64 [RUNS], bytes per label, NaN where there is none. seen:
+    steps."""
 
     crcs: np.ndarray
     texts: np.ndarray
     known: int = 0
     lag: int = 0
     seen: int = 0
+    rows: int = 0
 
 
 def batches() -> Batches:
@@ -37,9 +40,17 @@ def batches() -> Batches:
 
 
 def observe(state: Batches, record: Mapping[str, Any], expected: Expected) -> tuple[Batches, list[Alarm]]:
-    """`repeated_batch` from the second step on, `correlated_batches` after 256, `supervised_share` below the config's least at
-    once. Budgets 0.03 and 0.01 in 1e5, and 0."""
+    """`repeated_batch` from the second step on, `repeated_rows` from the fourth, `correlated_batches` after 256,
+    `supervised_share` below the config's least at once. Budgets 0.03, 0.01 and 0.01 in 1e5, and 0."""
     state, alarms = _repeated(state, record)
+    share = figure(record, "repeated_rows")
+    state = state._replace(rows=state.rows + 1 if share >= SHARE else 0)
+    if state.rows >= STEPS:
+        found = f"{share:.1%} of its rows that repeat others of the batch, {state.rows} steps in a row"
+        alarms.append(
+            alarm("repeated_rows", record, "batch", expected=f"less than {SHARE:.1%} of equal rows", found=found, value=share,
+                  threshold=SHARE)
+        )  # fmt: skip
     share = figure(record, "supervised")
     if share < expected.min_supervised:
         why, found = f"a share of at least {expected.min_supervised:g}", f"{share:.3g}"

@@ -91,6 +91,7 @@ SYMPTOMS = {
     "learning_rate": (times("lr", 10.0), None, 0, None),
     "loss_scale": (put("loss_scale", 0.5), None, 0, None),
     "repeated_batch": (put("batch_crc", 7), 2, 1, None),
+    "repeated_rows": (put("repeated_rows", 0.5), None, 3, None),
     "nonfinite": (lambda record, _: record["nonfinite_backward"].__setitem__(slice(0, 3), [1, 1, 1]), None, 0, 2),
 }
 

@@ -54,6 +54,26 @@ def test_neighbours_that_are_alike_are_found_and_shuffled_ones_are_not():
     assert batches.agreement(shuffled[:256]) == pytest.approx(np.sum(sides[1:] * sides[:-1]) / math.sqrt(255))
 
 
+def shares(values):
+    return [{"step": step, "repeated_rows": value} for step, value in enumerate(values, 1)]
+
+
+def test_rows_of_a_batch_that_repeat_each_other_are_found_where_they_are_many_and_go_on():
+    assert run(batches.batches, batches.observe, shares([0.0, 0.5, 0.5, 0.5, 0.5]))[0] == (5, "repeated_rows")
+    assert run(batches.batches, batches.observe, shares([1 / 8] * 4)) == [(4, "repeated_rows")]  # two hosts of eight
+    assert run(batches.batches, batches.observe, shares([0.05] * 50)) == []
+    assert run(batches.batches, batches.observe, shares([0.25, 0.25, 0.25, 0.0] * 20)) == []  # a few equal rows, a small batch
+    assert run(batches.batches, batches.observe, [{"step": step} for step in range(1, 20)]) == []
+
+
+@pytest.mark.parametrize("rows", [4, 8, 64, 512])
+def test_text_with_a_few_equal_rows_is_no_alarm(rows):
+    rng = np.random.default_rng(rows)
+    texts = np.where(rng.random(5000) < 0.02, 0, np.arange(5000))  # one row in fifty is the same
+    made = [rng.choice(texts, rows, replace=False) for _ in range(2000)]
+    assert run(batches.batches, batches.observe, shares([1 - len(np.unique(one)) / rows for one in made])) == []
+
+
 def test_too_few_supervised_labels():
     known = Expected(min_supervised=0.3)
     assert run(batches.batches, batches.observe, [{"step": 1, "supervised": 0.2}], known) == [(1, "supervised_share")]
