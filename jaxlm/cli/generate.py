@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--stop", type=utf8, action="append", default=[], help="end before this text; may be given again")
     parser.add_argument("--step", type=int, help="the checkpoint; the newest by default")
+    parser.add_argument("--no-probes", action="store_true", help="do without the probes of inference, and their seconds")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
     sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, seed=args.seed)
     loaded = Run.load(args.run, step=args.step)
-    engine = Engine.of(loaded)
+    engine = Engine.of(loaded, probes=not args.no_probes)
     room = loaded.config.model.context_length - len(engine.prompt_ids(args.prompt))
     wanted = args.max_new_tokens if args.max_new_tokens is not None else max(1, min(200, room))
     done = Generation()

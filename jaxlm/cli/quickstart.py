@@ -68,6 +68,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             prompt = prompt[: half - 1]  # a letter is one token at most, and one more begins the document
             out.line(f"-- {prompt!r}")
             words = ["--max-new-tokens", str(min(60, half)), "--seed", str(seed), "--top-p", "0.95"]
+            words += ["--no-probes"] if seed else []
             results["samples"].append(part(generate, [str(where), f"--prompt={prompt}", *words]).kept)
     with stages("check"):
         checked = part(check, [str(where), "--quiet"]).kept

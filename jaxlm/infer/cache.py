@@ -84,7 +84,7 @@ class Cursor(NamedTuple):
     finite: jax.Array
 
 
-def _draw(logits_BV: jax.Array, keys_B: jax.Array, position_B: jax.Array, knobs: Knobs, cfg: ModelConfig) -> tuple:
+def draw(logits_BV: jax.Array, keys_B: jax.Array, position_B: jax.Array, knobs: Knobs, cfg: ModelConfig) -> tuple:
     """The token at `position_B`, drawn with fold_in(key of the row, position): no draw depends on another row or chunk."""
     logits_BV = logits_BV[:, : cfg.vocab_size]
     keys = jax.vmap(jax.random.fold_in)(keys_B, position_B)
@@ -105,7 +105,7 @@ def prefill(
     """Read left-padded prompts and draw the first token of each row."""
     cache = empty_cache(cfg, tokens_BT.shape[0], capacity=capacity, policy=policy)
     logits_BTV, cache = extend(params, cache, tokens_BT, lengths_B, cfg, policy=policy)
-    first_B, finite = _draw(logits_BTV[:, -1], keys_B, cache.length_B, knobs, cfg)
+    first_B, finite = draw(logits_BTV[:, -1], keys_B, cache.length_B, knobs, cfg)
     return Cursor(first_B, keys_B, cache, finite)
 
 
@@ -115,7 +115,7 @@ def decode(params: Params, cursor: Cursor, knobs: Knobs, cfg: ModelConfig, *, st
 
     def step(cursor: Cursor, _: None) -> tuple[Cursor, jax.Array]:
         logits_BTV, cache = extend(params, cursor.cache, cursor.next_B[:, None], ones_B, cfg, policy=policy)
-        next_B, finite = _draw(logits_BTV[:, 0], cursor.keys_B, cache.length_B, knobs, cfg)
+        next_B, finite = draw(logits_BTV[:, 0], cursor.keys_B, cache.length_B, knobs, cfg)
         return Cursor(next_B, cursor.keys_B, cache, cursor.finite & finite), cursor.next_B
 
     cursor, tokens_TB = jax.lax.scan(step, cursor, None, length=steps)

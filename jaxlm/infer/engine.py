@@ -96,9 +96,19 @@ class Engine:
         self.params, self.cfg, self.tokenizer, self.policy = params, cfg, tokenizer, POLICIES[precision]
 
     @classmethod
-    def of(cls, run: Run) -> Engine:
-        """The engine of a run's checkpoint, in the precision it was trained in."""
-        return cls(run.params, run.config.model, run.tokenizer, precision=run.config.train.precision)
+    def of(cls, run: Run, *, probes: bool = True) -> Engine:
+        """The engine of a run's checkpoint, in the precision it was trained in.
+
+        probes: run the static probes of inference first, in some seconds; ContractError where one fails.
+        """
+        engine = cls(run.params, run.config.model, run.tokenizer, precision=run.config.train.precision)
+        if probes:
+            from jaxlm.infer.probes import run_probes
+            from jaxlm.train.probes import require
+
+            for probe in run_probes(engine):
+                require(probe, artifact=run.checkpoints.path(run.step))
+        return engine
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """BOS and the prompt's ids, as every training document begins. Special text in a prompt is ordinary text."""

@@ -163,6 +163,6 @@ def require(probe: Probe, *, artifact: object) -> Probe:
             artifact=artifact,
             expected=probe.expected,
             found=probe.found,
-            remedy="The code, the config or the device computes something else than it should; nothing was trained.",
+            remedy="The code, the config or the device computes something else than it should; nothing was begun.",
         )
     return probe

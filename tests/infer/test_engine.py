@@ -235,7 +235,7 @@ def test_a_precision_that_there_is_not_is_refused(engine, tok):
 
 def test_the_engine_of_a_run_speaks_with_its_parameters_and_precision(finished):
     run = Run.load(finished)
-    engine = Engine.of(run)
+    engine = Engine.of(run, probes=False)
     assert (engine.cfg, engine.policy.compute) == (run.config.model, run.config.train.precision)
     result = engine.generate(["def "], max_new_tokens=5, sampling=GREEDY)[0]
     assert result.text == run.tokenizer.decode(result.token_ids)

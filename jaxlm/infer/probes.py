@@ -1,0 +1,208 @@
+"""Static probes of inference: before the first text, on the very functions that make it.
+
+A cache whose positions are off by one, a stop string that is shown, half a character: such text looks like that of a worse
+model. Each probe compares with what is simple: the forward pass that trains, NumPy, the text decoded at once. All of them
+write nothing.
+
+Axes: B batch, T position, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.infer.cache import Cache, decode, draw, extend, pad_left, prefill
+from jaxlm.infer.engine import Engine, FinishReason, _Row
+from jaxlm.infer.sampling import Knobs, Sampling, filtered
+from jaxlm.model import POLICIES, Params, forward
+from jaxlm.tokenizer import StreamDecoder, Tokenizer
+from jaxlm.train.probes import Probe
+
+POLICY = POLICIES["float32"]  # in any other, rounding moves what a fault moves; the functions are the same
+TOLERANCE = 1e-4  # of the largest logit
+PROMPT, STEPS = 7, 4  # tokens of the longer prompt, and those that follow
+SAMPLED = (32, 20, 24)  # rows, ids, and ids with padding, of the logits that are sampled from
+# Characters of one to four bytes next to each other, with marks, joiners and flags.
+TEXT = "a\u00e9\u20ac\U0001f600 \u0416\u6771\u4eac\U0001f1e9\U0001f1ea e\u0301\u200d\n\ufeff0"
+
+
+def cache(engine: Engine) -> Probe:
+    """Left-padded prompts of two lengths, read and continued, give the logits of the forward pass on each row alone.
+
+    Once with tokens that are given, which fill the longer row's cache and then one more, and once with those drawn at
+    temperature 0, which are the likeliest of the forward pass. Computed in float32, which the parameters are stored in.
+    Costs one compilation of four passes over the model, and 64 positions.
+    """
+    name, cfg, vocab = "cache", engine.cfg, engine.cfg.vocab_size
+    longest = min(PROMPT, cfg.context_length - 1)
+    lengths = (max(1, longest // 2), longest)
+    steps = min(STEPS, cfg.context_length - longest)
+    capacity = longest + steps
+    ids_BT = np.random.default_rng(0).integers(0, vocab, (2, capacity), dtype=np.int32)
+    rows = list(zip(ids_BT, lengths, strict=True))
+    tokens_BT, lengths_B = map(jnp.asarray, pad_left([row[:n].tolist() for row, n in rows], longest + 2))
+    fed_TB = jnp.asarray([[row[min(n + t, capacity - 1)] for row, n in rows] for t in range(steps + 1)])
+    keys_B, knobs = jax.random.split(jax.random.key(0), 2), Sampling(temperature=0.0).knobs()
+
+    @jax.jit
+    def both(params: Params) -> tuple[jax.Array, ...]:
+        cursor = prefill(params, tokens_BT, lengths_B, keys_B, knobs, cfg, capacity=capacity, policy=POLICY)
+
+        def feed(held: Cache, next_B: jax.Array) -> tuple[Cache, tuple[jax.Array, jax.Array]]:
+            logits_BTV, held = extend(params, held, next_B[:, None], jnp.ones_like(next_B), cfg, policy=POLICY)
+            return held, (logits_BTV[:, 0, :vocab], held.k[:, 1, -1])
+
+        _, (fed_TBV, last_slot) = jax.lax.scan(feed, cursor.cache, fed_TB)
+        drawn_BT, after = decode(params, cursor, knobs, cfg, steps=steps, policy=POLICY)
+        told = [jnp.concatenate([row[:n], drawn]) for (row, n), drawn in zip(rows, drawn_BT, strict=True)]
+        told_BT = jnp.stack([jnp.pad(ids, (0, capacity - len(ids))) for ids in told])
+        plain_BTV = forward(params, jnp.concatenate([ids_BT, told_BT]), cfg, policy=POLICY)
+        return fed_TBV, last_slot, drawn_BT, after.finite, plain_BTV
+
+    fed_TBV, last_slot, drawn_BT, finite, plain_BTV = (np.asarray(x) for x in both(engine.params))
+    size = float(np.abs(plain_BTV).max())
+    off, short = [], []
+    for b, n in enumerate(lengths):
+        fed = min(steps + 1, capacity - n)
+        off.append(np.abs(fed_TBV[:fed, b] - plain_BTV[b, n : n + fed]).max() / size)
+        likely_TV = plain_BTV[2 + b, n - 1 : n - 1 + steps]
+        short.append((likely_TV.max(axis=-1) - likely_TV[np.arange(steps), drawn_BT[b].clip(0, vocab - 1)]).max() / size)
+    found = {
+        f"logits (off by {np.max(off):.2g})": bool(np.max(off) <= TOLERANCE),
+        f"greedy tokens (short by {np.max(short):.2g})": bool(np.max(short) <= TOLERANCE and (drawn_BT < vocab).all()),
+        "a full cache kept": bool((last_slot[steps - 1] == last_slot[steps]).all()),
+        "finite": bool(finite) and math.isfinite(size),
+    }
+    return _all_of(name, f"the logits and tokens of the forward pass, to {TOLERANCE:g}", found)
+
+
+def prompt(engine: Engine) -> Probe:
+    """A prompt is the begin of a document, as training saw documents: all of its ids but the EOS."""
+    texts = ("", TEXT, *engine.tokenizer.special_tokens)
+    wrong = sum(engine.prompt_ids(text) != engine.tokenizer.encode_document(text)[:-1].tolist() for text in texts)
+    return Probe("prompt", not wrong, "the ids of a document without its end", f"{wrong} of {len(texts)} differ")
+
+
+def greedy(engine: Engine) -> Probe:
+    """Temperature 0 and top_k 1 take the likeliest, the first of equals; the filters leave what they leave in NumPy, and
+    what is drawn is among that. Costs one compilation of a sort, whatever the model."""
+    rows, vocab, padded = SAMPLED
+    cfg = dataclasses.replace(engine.cfg, vocab_size=vocab, vocab_multiple=padded)
+    logits_BV = np.random.default_rng(0).normal(0.0, 2.0, (rows, padded)).astype(np.float32)
+    logits_BV[0, [7, 3]] = 9.0  # equals
+    logits_BV[:, vocab:] = 50.0  # of ids that there are not
+    likeliest_B, all_B = logits_BV[:, :vocab].argmax(axis=-1), np.arange(rows)
+    keys_B, position_B = jax.random.split(jax.random.key(0), rows), jnp.arange(rows, dtype=jnp.int32)
+
+    @jax.jit
+    def made(logits_BV: jax.Array, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
+        return draw(logits_BV, keys_B, position_B, knobs, cfg)[0], filtered(logits_BV[:, :vocab], knobs)
+
+    def sampled(**knobs: float) -> tuple[np.ndarray, np.ndarray]:
+        drawn_B, kept_BV = made(jnp.asarray(logits_BV), Sampling(**{"temperature": 1.0, **knobs}).knobs())  # type: ignore[arg-type]
+        return np.asarray(drawn_B), np.asarray(kept_BV, np.float64)
+
+    first_B = sampled(top_k=1)[0]
+    found = {
+        "temperature 0": bool((sampled(temperature=0.0)[0] == likeliest_B).all()),
+        "top_k 1": bool((first_B == likeliest_B)[1:].all()) and first_B[0] in (3, 7),
+        "draws": bool((sampled(temperature=2.0)[0] != likeliest_B).any()),
+    }
+    for knobs in (
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2},
+        {"temperature": 0.5},
+        {"top_k": 8, "top_p": 0.8, "temperature": 2.0},
+    ):
+        drawn_B, found_BV = sampled(**knobs)
+        exact_BV = _filtered(logits_BV[:, :vocab].astype(np.float64), **knobs)
+        same = np.array_equal(np.isfinite(found_BV), np.isfinite(exact_BV)) and np.allclose(found_BV, exact_BV, atol=1e-4)
+        found[", ".join(f"{name} {value:g}" for name, value in knobs.items())] = same and bool(
+            np.isfinite(exact_BV[all_B, drawn_B.clip(0, vocab - 1)]).all() and (drawn_B < vocab).all()
+        )
+    return _all_of("greedy", "the likeliest token, and draws from what the filters leave", found)
+
+
+def _filtered(
+    logits_BV: np.ndarray, *, temperature: float = 1.0, top_k: float = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> np.ndarray:
+    """What `Sampling` says of its filters, row by row in float64."""
+    out_BV = np.full_like(logits_BV, -np.inf)
+    for row, out in zip(logits_BV, out_BV, strict=True):
+        scaled = (row - row.max()) / temperature
+        stay = np.flatnonzero(scaled >= np.sort(scaled)[-int(top_k)]) if top_k else np.arange(len(row))
+        for share in (top_p,) if top_p < 1 else ():
+            order = stay[np.argsort(-scaled[stay], kind="stable")]
+            weights = np.exp(scaled[order]) / np.exp(scaled[order]).sum()
+            stay = order[: 1 + int(np.searchsorted(np.cumsum(weights), share))]
+        stay = stay[np.exp(scaled[stay]) >= min_p]
+        out[stay] = scaled[stay]
+    return out_BV
+
+
+def streaming(engine: Engine) -> Probe:
+    """Ids one at a time give the text of all at once, for every beginning of a text and wherever its tokens end; text that is
+    whole has no U+FFFD. On the host, in milliseconds."""
+    tokenizer, raw = engine.tokenizer, TEXT.encode()
+    cuts = [_single_bytes(tokenizer, raw[:end]) for end in range(len(raw) + 1)]
+    halves = [(TEXT[:at], TEXT[at:]) for at in range(len(TEXT))]
+    whole = [[*_single_bytes(tokenizer, a.encode()), *tokenizer.encode_ordinary(b)] for a, b in halves]
+    wrong = replaced = 0
+    for ids in (*cuts, *whole):
+        decoder = StreamDecoder(tokenizer)
+        pieces = [decoder.push(token) for token in ids]
+        wrong += "".join(pieces) + decoder.flush() != tokenizer.decode_bytes(ids).decode(errors="replace")
+        replaced += any("\ufffd" in piece for piece in pieces)
+    found = {
+        f"the text ({wrong} of {len(cuts) + len(whole)} differ)": not wrong,
+        f"whole characters (but {replaced} with U+FFFD)": not replaced,
+    }
+    return _all_of("streaming", "the text of all ids at once, in whole characters", found)
+
+
+def stop(engine: Engine) -> Probe:
+    """A stop string that spans tokens ends the text before it and is never shown; so does EOS; its begin alone is text."""
+    tokenizer = engine.tokenizer
+    eos = int(tokenizer.encode_document("")[-1])
+    found = {
+        "a stop string": _told(tokenizer, "one \u20ac two", stop="\u20ac t") == ("one ", "one ", "stop"),
+        "the first of two": _told(tokenizer, "abcd", stop="cd", more="bc") == ("a", "a", "stop"),
+        "the begin of one": _told(tokenizer, "one \u20ac", stop="\u20ac t") == ("one \u20ac", "one \u20ac", "length"),
+        "EOS": _told(tokenizer, "one", after=[eos, *_single_bytes(tokenizer, b" two")]) == ("one", "one", "stop"),
+    }
+    return _all_of("stop", "text up to the stop string, or EOS", found)
+
+
+def _told(
+    tokenizer: Tokenizer, text: str, *, stop: str = "", more: str = "", after: list[int] | None = None
+) -> tuple[str, str, FinishReason]:
+    """The text of a row that gets the bytes of `text` as tokens, what it showed on the way, and why it ended."""
+    row = _Row(tokenizer, [word for word in (stop, more) if word])
+    shown = "".join(row.push(token) for token in [*_single_bytes(tokenizer, text.encode()), *(after or [])]) + row.end()
+    return row.result.text, shown, row.result.finish_reason
+
+
+def _single_bytes(tokenizer: Tokenizer, raw: bytes) -> list[int]:
+    """One id for each byte."""
+    return [int(tokenizer.vocabulary.ids[byte]) for byte in raw]
+
+
+def _all_of(name: str, expected: str, found: dict[str, bool]) -> Probe:
+    missing = ", ".join(word for word, ok in found.items() if not ok)
+    return Probe(name, not missing, expected, f"not: {missing}" if missing else "all of it")
+
+
+PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, greedy, cache)
+
+
+def run_probes(engine: Engine) -> Iterator[Probe]:
+    """Yield the result of every probe."""
+    for probe in PROBES:
+        yield probe(engine)

@@ -1,0 +1,259 @@
+"""The probes of inference pass on the code as it is, and each fails on the faults that it is there for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.contract import ContractError
+from jaxlm.infer import Engine, cache, probes, sampling
+from jaxlm.infer import engine as engines
+from jaxlm.model import init_params
+from jaxlm.run import Run
+from jaxlm.tokenizer import Tokenizer
+from jaxlm.train.probes import require
+
+
+def failed(probe, word=""):
+    with pytest.raises(ContractError, match=f"'probe {probe.name}'"):
+        require(probe, artifact="run")
+    assert word in probe.found
+    return True
+
+
+def other(engine, **fields):
+    """An engine of initial parameters of another config."""
+    cfg = dataclasses.replace(engine.cfg, **fields)
+    return Engine(init_params(cfg, jax.random.key(1)), cfg, engine.tokenizer)
+
+
+# ---- no false alarm ----------------------------------------------------------------------------------------------
+
+
+def test_every_probe_passes_on_the_code_as_it_is(engine):
+    results = list(probes.run_probes(engine))
+    assert [probe for probe in results if not probe.passed] == []
+    assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "greedy", "cache"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"context_length": 2}, {"context_length": 5, "window": 2, "norm": "post"}, {"context_length": 8, "pos": "none"}]
+)
+def test_a_context_of_few_positions_passes(fields, engine):
+    assert probes.cache(other(engine, **fields)).passed
+
+
+def test_large_scores_as_training_makes_them_pass(engine):
+    blocks = engine.params.blocks
+    blocks = dataclasses.replace(blocks, wq=blocks.wq * 6, wk=blocks.wk * 6)
+    large = Engine(dataclasses.replace(engine.params, blocks=blocks), engine.cfg, engine.tokenizer, precision="bfloat16")
+    assert probes.cache(large).passed
+
+
+@pytest.mark.parametrize("ids", [None, [*range(255, -1, -1), 256, 300]])
+def test_tokenizers_of_any_ids_pass(ids, engine):
+    tokenizer = Tokenizer.from_merges([(b"\xc3", b"\xa9"), (b"\xf0", b"\x9f")], {"<a>": 400, "<b>": 401}, "o200k", ids=ids)
+    there = Engine(engine.params, dataclasses.replace(engine.cfg, vocab_size=tokenizer.vocab_size), tokenizer)
+    assert all(probe(there).passed for probe in (probes.prompt, probes.streaming, probes.stop))
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------------
+
+masked, extended, layered, drawn = cache.Mask.cached, cache.extend, cache.LayerCache, cache.draw
+
+
+def shifted(slots, **options):
+    """Queries after the prompt turned one position too far."""
+    mask = masked(slots, **options)
+    return mask.replace(positions_BT=mask.positions_BT + 1) if slots.shape[1] == 1 else mask
+
+
+def extend_with(lengths=lambda n, tokens: n, after=lambda held, before: held):
+    def extend(params, held, tokens, lengths_B, cfg, *, policy):
+        logits, made = extended(params, held, tokens, lengths(lengths_B, tokens), cfg, policy=policy)
+        return logits, after(made, held)
+
+    return extend
+
+
+CACHE_FAULTS = {
+    "a position off by one": lambda patch: patch.setattr(cache.Mask, "cached", shifted),
+    "left padding that is read": lambda patch: patch.setattr(
+        cache, "extend", extend_with(lengths=lambda n, tokens: jnp.full_like(n, tokens.shape[1]))
+    ),
+    "a window that is lost": lambda patch: patch.setattr(
+        cache.Mask, "cached", lambda slots, *, capacity, window: masked(slots, capacity=capacity)
+    ),
+    "a token that its query does not see": lambda patch: patch.setattr(
+        cache.Mask, "cached", lambda slots, **options: (m := masked(slots, **options)).replace(
+            ranges=m.ranges._replace(end_BT=m.ranges.end_BT - (slots > 0)))
+    ),
+    "a slot that is written twice": lambda patch: patch.setattr(
+        cache, "extend", extend_with(after=lambda made, held: made._replace(length_B=jnp.maximum(made.length_B - 1, 1)))
+    ),
+    "keys of the wrong row": lambda patch: patch.setattr(
+        cache, "extend", extend_with(after=lambda made, held: made._replace(k=made.k[:, ::-1]))
+    ),
+    "a write past the end": lambda patch: patch.setattr(
+        cache, "LayerCache", lambda k, v, slots: layered(k, v, jnp.minimum(slots, k.shape[2] - 1))
+    ),
+    "half precision": lambda patch: patch.setattr(
+        cache, "extend", extend_with(after=lambda made, held: made._replace(v=made.v.astype(jnp.bfloat16).astype(made.v.dtype)))
+    ),
+    "temperature 0 that draws": lambda patch: patch.setattr(
+        cache, "draw", lambda logits, keys, position, knobs, cfg: drawn(
+            logits, keys, position, dataclasses.replace(knobs, temperature=jnp.float32(3.0)), cfg)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CACHE_FAULTS)
+def test_a_fault_of_the_cache_is_seen(name, engine, monkeypatch):
+    there = other(engine, window=3) if "window" in name else engine
+    CACHE_FAULTS[name](monkeypatch)
+    monkeypatch.setattr(probes, "extend", cache.extend)
+    assert failed(probes.cache(there), "a full cache kept" if "past" in name else "")
+
+
+def test_parameters_that_are_not_finite_are_seen(engine):
+    broken = dataclasses.replace(engine.params, final_norm=engine.params.final_norm.at[3].set(jnp.nan))
+    assert failed(probes.cache(Engine(broken, engine.cfg, engine.tokenizer)), "finite")
+
+
+# ---- sampling ----------------------------------------------------------------------------------------------------
+
+filtered, sample = sampling.filtered, sampling.sample
+
+
+def knobs_with(**change):
+    def wrong(logits, knobs):
+        return filtered(logits, dataclasses.replace(knobs, **{name: f(getattr(knobs, name)) for name, f in change.items()}))
+
+    return wrong
+
+
+FILTER_FAULTS = {
+    "top_k": {"top_k": lambda k: jnp.where(k > 0, k + 1, k)},
+    "top_p": {"top_p": lambda p: jnp.where(p < 1, p / 2, p)},
+    "min_p": {"min_p": lambda p: 0 * p},
+    "temperature": {"temperature": lambda t: 0 * t + 1},
+}
+
+
+@pytest.mark.parametrize("name", FILTER_FAULTS)
+def test_a_filter_that_leaves_something_else_is_seen_and_named(name, engine, monkeypatch):
+    for module in (sampling, probes):
+        monkeypatch.setattr(module, "filtered", knobs_with(**FILTER_FAULTS[name]))
+    assert failed(probes.greedy(engine), name)
+
+
+def last_of_equals(logits, keys, knobs):
+    likeliest = logits.shape[-1] - 1 - jnp.argmax(logits[:, ::-1], axis=-1)
+    return jnp.where(knobs.temperature > 0, sample(logits, keys, knobs), likeliest)
+
+
+DRAW_FAULTS = {
+    "temperature 0 draws": lambda logits, keys, knobs: jax.vmap(jax.random.categorical)(keys, logits),
+    "never draws": lambda logits, keys, knobs: jnp.argmax(logits, axis=-1),
+    "the last of equals": last_of_equals,
+    "filters left out": lambda logits, keys, knobs: sample(logits, keys, dataclasses.replace(knobs, top_k=jnp.int32(0))),
+}
+
+
+@pytest.mark.parametrize("name", DRAW_FAULTS)
+def test_a_draw_of_another_token_is_seen(name, engine, monkeypatch):
+    monkeypatch.setattr(cache, "sample", DRAW_FAULTS[name])
+    assert failed(probes.greedy(engine))
+
+
+def test_a_draw_of_what_only_pads_the_vocabulary_is_seen(engine, monkeypatch):
+    monkeypatch.setattr(probes, "draw", lambda logits, keys, position, knobs, cfg: (sample(logits, keys, knobs), True))
+    assert failed(probes.greedy(engine), "temperature 0")
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+class TokenByToken:
+    """A decoder that keeps nothing back."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def push(self, token):
+        return self.tokenizer.decode([token])
+
+    def flush(self):
+        return ""
+
+
+class Dropping(TokenByToken):
+    """A decoder that leaves out what is no text by itself."""
+
+    def push(self, token):
+        return self.tokenizer.decode_bytes([token]).decode(errors="ignore")
+
+
+@pytest.mark.parametrize("decoder", [TokenByToken, Dropping])
+def test_half_characters_that_are_shown_or_lost_are_seen(decoder, engine, monkeypatch):
+    monkeypatch.setattr(probes, "StreamDecoder", decoder)
+    assert failed(probes.streaming(engine), "the text")
+
+
+push, show = engines._Row.push, engines._Row._show
+
+
+def shown_at_once(row, token):
+    row.held, held = "", row.held
+    piece = push(row, token)
+    row.held = ""
+    return held + piece
+
+
+def with_stop(row, token):
+    text = push(row, token)
+    return text + "".join(row.stop) if row.done else text
+
+
+ROW_FAULTS = {
+    "a stop string within a token only": shown_at_once,
+    "a stop string that is shown": with_stop,
+    "EOS that ends nothing": lambda row, token: "" if token == row.eos else push(row, token),
+}
+
+
+@pytest.mark.parametrize("name", ROW_FAULTS)
+def test_a_row_that_ends_elsewhere_is_seen(name, engine, monkeypatch):
+    monkeypatch.setattr(engines._Row, "push", ROW_FAULTS[name])
+    assert failed(probes.stop(engine))
+
+
+def test_a_begin_of_a_stop_string_that_is_lost_at_the_end_is_seen(engine, monkeypatch):
+    monkeypatch.setattr(engines._Row, "end", lambda row: "")
+    assert failed(probes.stop(engine), "the begin of one")
+
+
+def test_another_begin_of_prompts_is_seen(engine, monkeypatch):
+    wrong = [
+        lambda self, prompt: self.tokenizer.encode_ordinary(prompt),
+        lambda self, prompt: [self.tokenizer.bos_id, *self.tokenizer.encode(prompt, self.tokenizer.special_tokens)],
+        lambda self, prompt: [self.tokenizer.bos_id, *self.tokenizer.encode_ordinary(prompt.strip())],
+    ]
+    assert probes.TEXT.strip() == probes.TEXT
+    for prompt_ids in wrong[:2]:
+        monkeypatch.setattr(Engine, "prompt_ids", prompt_ids)
+        assert failed(probes.prompt(engine))
+
+
+# ---- in use ------------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_of_a_run_is_probed_unless_it_shall_not_be(finished, monkeypatch):
+    monkeypatch.setattr(probes, "PROBES", (probes.prompt,))
+    assert Engine.of(Run.load(finished)).cfg.vocab_size == 300
+    monkeypatch.setattr(Engine, "prompt_ids", lambda self, prompt: self.tokenizer.encode_ordinary(prompt))
+    with pytest.raises(ContractError, match=r"'probe prompt' is broken at .*00000012: expected the ids of a document"):
+        Engine.of(Run.load(finished))
+    assert np.isfinite(Engine.of(Run.load(finished), probes=False).params.embed).all()
