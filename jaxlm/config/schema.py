@@ -68,6 +68,9 @@ class DataConfig(Section):
     max_bytes: int = 0  # stop reading after so many bytes of text; 0: read all
     strict: bool = False  # refuse invalid UTF-8 instead of counting and replacing it
     min_supervised: float = 0.05  # a batch with a smaller share of supervised labels is an error
+    max_mojibake: float = runtime(0.1)  # a larger share of texts beyond ASCII that were decoded wrongly is an error
+    max_overlap: float = runtime(0.25)  # a larger share of the validation text that stands in training is an error
+    max_repeated: float = runtime(0.5)  # so is a larger share of the training text that stands there twice
     prefetch: int = runtime(2)  # batches made ahead of the step
 
     def _judge(self) -> None:
@@ -76,6 +79,8 @@ class DataConfig(Section):
         self.require(bool(self.text_field), "text_field", "the name of a field")
         self.require(0.0 < self.val_fraction < 1.0, "val_fraction", "a share between 0 and 1")
         self.require(0.0 < self.min_supervised <= 1.0, "min_supervised", "a share above 0, at most 1")
+        for name in ("max_mojibake", "max_overlap", "max_repeated"):
+            self.require(0.0 <= getattr(self, name) <= 1.0, name, "a share from 0 to 1")
         self.require_at_least(0, "order_seed", "max_bytes", "prefetch")
         self.require_at_least(1024, "shard_tokens")
 

@@ -14,7 +14,8 @@ ROUNDS = 6
 _MULTIPLIERS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))  # MurmurHash3's finaliser (Appleby 2011)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 in which every bit of the image depends on every bit of `x`."""
     for multiplier in _MULTIPLIERS:
         x = (x ^ (x >> np.uint64(33))) * multiplier
     return x ^ (x >> np.uint64(33))
@@ -39,7 +40,7 @@ def permute(indices: np.ndarray, n: int, *, seed: int, epoch: int) -> np.ndarray
     while outside.any():
         left, right = x[outside] >> half, x[outside] & low
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & low)
+            left, right = right, left ^ (mix(right ^ key) & low)
         x[outside] = (left << half) | right
         outside = x >= n
     return x.astype(np.int64)

@@ -8,7 +8,7 @@ Everything is verified at open: what is read later is what was written.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import numpy as np
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, naming, new_artifact
 from jaxlm.data.documents import Counts, read_documents
+from jaxlm.data.overlap import overlap
 from jaxlm.data.roundtrip import require_document
 from jaxlm.data.split import RULE, SPLITS, split_of
+from jaxlm.data.stream import TokenStream
 from jaxlm.tokenizer import Tokenizer
 
 KIND = "data"
@@ -31,42 +33,6 @@ LOSS_MASK_RULE = "a label is supervised where it belongs to the document of its 
 _REMEDY = "Restore it from a copy, or build the shards again."
 
 Progress = Callable[[Counts], None]
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """One split as one virtual array of ids. starts: int64 [documents + 1], the first token of each document, and the end."""
-
-    shards: tuple[np.ndarray, ...]
-    offsets: np.ndarray
-    starts: np.ndarray
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    @property
-    def documents(self) -> int:
-        """How many documents there are."""
-        return len(self.starts) - 1
-
-    def slice(self, begin: int, end: int) -> np.ndarray:
-        """Tokens begin .. end - 1, int32, cut at the end of the stream."""
-        begin, end = max(begin, 0), min(end, len(self))
-        parts = [np.zeros(0, np.int32)]
-        first = int(np.searchsorted(self.offsets, begin, "right")) - 1
-        for shard, offset in zip(self.shards[first:], self.offsets[first:], strict=False):
-            if offset >= end:
-                break
-            parts.append(shard[max(begin - offset, 0) : end - offset].astype(np.int32))
-        return np.concatenate(parts)
-
-    def document(self, index: int) -> np.ndarray:
-        """The ids of a document, int32, with its BOS and EOS."""
-        return self.slice(int(self.starts[index]), int(self.starts[index + 1]))
-
-    def rows(self, context_length: int) -> int:
-        """Rows of `context_length` positions, the last one possibly padded."""
-        return max(0, -(-(len(self) - 1) // context_length))
 
 
 @dataclass(frozen=True)
@@ -143,14 +109,14 @@ def build_shards(
                 )
             with naming(temporary / f"{split}.index.bin") as index:
                 index.write_bytes(np.asarray(writer.starts, "<i8").tobytes())
-        read = counts.facts()
+        read, splits = counts.facts(), {split: writer.facts() for split, writer in writers.items()}
         facts = {
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_probe_sha256": tokenizer.manifest.facts["probe_sha256"],
             "document_rule": tokenizer.manifest.facts["document_rule"],
             "max_id": max(writer.max_id for writer in writers.values()),
             "dtype": dtype.str,
-            "splits": {split: writer.facts() for split, writer in writers.items()},
+            "splits": splits,
             "split_rule": RULE,
             "val_fraction": cfg.val_fraction,
             "order_seed": cfg.order_seed,
@@ -158,6 +124,7 @@ def build_shards(
             "loss_mask_rule": LOSS_MASK_RULE,
             "curation": {name: value for name, value in read.items() if name != "by_source"},
             "decontamination": {"method": "none"},
+            "overlap": overlap(*(_stream(temporary, split, splits[split], dtype) for split in SPLITS)).facts(),
         }
         files = {p.name: FileRecord.of(p) for p in sorted(temporary.iterdir())}
         # Where the text lay is no property of it: the same text read elsewhere gives the same fingerprint.
@@ -176,12 +143,11 @@ def open_shards(directory: str | os.PathLike[str]) -> ShardSet:
     manifest.require_files(root)
     if extra := sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {*manifest.files, MANIFEST}):
         raise ContractError(KIND, artifact=root / extra[0], expected="no such file", found="one", remedy="Remove it.")
-    return ShardSet(root, manifest, *(_stream(root, manifest, split) for split in SPLITS))
+    dtype, splits = np.dtype(manifest.facts["dtype"]), manifest.facts["splits"]
+    return ShardSet(root, manifest, *(_stream(root, split, splits[split], dtype) for split in SPLITS))
 
 
-def _stream(root: Path, manifest: Manifest, split: str) -> TokenStream:
-    facts = manifest.facts["splits"][split]
-    dtype = np.dtype(manifest.facts["dtype"])
+def _stream(root: Path, split: str, facts: Mapping[str, Any], dtype: np.dtype) -> TokenStream:
     shards = []
     for name, tokens in facts["shards"].items():
         shard = np.memmap(root / name, dtype, "r")

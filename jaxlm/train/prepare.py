@@ -15,6 +15,7 @@ from jaxlm.config.load import config_fingerprint, differing_fields, read_resolve
 from jaxlm.config.schema import ConfigError, RunConfig, numbers
 from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
 from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agreement, training_texts
+from jaxlm.data.overlap import require_little_overlap
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
 from jaxlm.watch import duration
@@ -140,6 +141,7 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
         data = build_shards(cfg.data, tokenizer, path)
         say(f"data       written to {path} in {duration(time.monotonic() - began)}")
     check(tokenizer.manifest, path)
+    require_little_overlap(data.manifest, cfg.data, artifact=path)
     for found in require_agreement(data, tokenizer):
         if found.tokens < found.of or not found.documents:
             say(f"data       {found.words()}")

@@ -40,6 +40,9 @@ IMPOSSIBLE = {
     "data.shard_tokens": (0, 1023),
     "data.max_bytes": AT_LEAST_0,
     "data.min_supervised": (*SHARE, 0.0),
+    "data.max_mojibake": SHARE,
+    "data.max_overlap": SHARE,
+    "data.max_repeated": SHARE,
     "data.prefetch": AT_LEAST_0,
     "model.vocab_size": AT_LEAST_0,
     "model.d_model": AT_LEAST_1,
@@ -221,7 +224,8 @@ def test_a_field_enters_the_fingerprint_unless_it_changes_no_number(name):
 
 def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
-        "name", "tokenizer.path", "data.path", "data.prefetch", "model.scan_layers", "train.remat",
+        "name", "tokenizer.path", "data.path", "data.max_mojibake", "data.max_overlap", "data.max_repeated",
+        "data.prefetch", "model.scan_layers", "train.remat",
         "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.rules",
         "watch.live", "watch.print_every", "watch.tensorboard", "watch.wandb", "watch.metrics_port", "watch.pace_every",
         "watch.bundles", "watch.stop_at", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
