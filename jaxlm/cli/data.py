@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     counted = facts["curation"]
     out.line(
         f"read {counted['documents']:>10,} documents, {counted['invalid_utf8']:,} repaired, {counted['empty']:,} empty"
+        + (f", {counted['mojibake']:,} mojibake" if counted.get("mojibake") else "")
         + (", stopped at --data.max-bytes" if counted["truncated"] else "")
     )
     out.result({"data": str(shards.path), "fingerprint": shards.manifest.fingerprint, "facts": plain(facts)})

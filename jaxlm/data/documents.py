@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import InputError
+from jaxlm.data.mojibake import Mojibake
 
 STDLIB = "stdlib:"
 WHOLE = (".txt", ".md", ".rst", ".py")  # a file is a document, or several with a separator between them
@@ -44,6 +45,7 @@ class Counts:
     bytes: int = 0
     empty: int = 0
     invalid_utf8: int = 0  # documents in which invalid bytes were replaced by U+FFFD
+    mojibake: int = 0  # documents whose text is UTF-8 that was decoded as cp1252 or Latin-1 and encoded again
     truncated: bool = False  # stopped at max_bytes
     by_source: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -57,9 +59,11 @@ def read_documents(cfg: DataConfig, counts: Counts | None = None) -> Iterator[Do
 
     counts: filled while documents are read. Empty documents are dropped. Invalid UTF-8 is replaced and counted, or refused
     with `cfg.strict`. Raises InputError for a missing file, an unknown suffix, a damaged file, a line that is no JSON or has
-    no text; and at the end where there was no document at all.
+    no text; and at the end where there was no document at all, or more than a share `cfg.max_mojibake` of those with characters
+    beyond ASCII are mojibake.
     """
     counts = Counts() if counts is None else counts
+    mojibake = Mojibake()
     for source in cfg.source:
         here = counts.by_source.setdefault(source, {"documents": 0, "bytes": 0})
         for raw, origin in _raw(source, cfg):
@@ -70,14 +74,17 @@ def read_documents(cfg: DataConfig, counts: Counts | None = None) -> Iterator[Do
             size = len(text.encode())
             if cfg.max_bytes and counts.bytes + size > cfg.max_bytes and counts.documents:
                 counts.truncated = True
+                mojibake.require_little(cfg.max_mojibake)
                 return
             counts.documents += 1
             counts.bytes += size
+            counts.mojibake += mojibake.see(text, origin)
             here["documents"] += 1
             here["bytes"] += size
             yield Document(text, origin)
     if not counts.documents:
         raise InputError(f"--data.source: expected text in {', '.join(cfg.source)}, found no document that is not empty")
+    mojibake.require_little(cfg.max_mojibake)
 
 
 def _text(raw: bytes | str, origin: str, strict: bool, counts: Counts) -> str:

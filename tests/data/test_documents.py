@@ -145,7 +145,7 @@ def test_documents_and_bytes_are_counted_by_source(tmp_path):
     assert read(tmp_path / "a.txt", tmp_path / "b.jsonl", counts=counts) == ["äö", "x", "yy"]
     by_source = {str(tmp_path / "a.txt"): (1, 4), str(tmp_path / "b.jsonl"): (2, 3)}
     assert counts.facts() == {
-        "documents": 3, "bytes": 7, "empty": 1, "invalid_utf8": 0, "truncated": False,
+        "documents": 3, "bytes": 7, "empty": 1, "invalid_utf8": 0, "mojibake": 0, "truncated": False,
         "by_source": {name: {"documents": d, "bytes": b} for name, (d, b) in by_source.items()},
     }  # fmt: skip
 
