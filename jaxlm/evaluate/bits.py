@@ -20,13 +20,15 @@ import jax
 import numpy as np
 
 from jaxlm.checkpoint import environment
-from jaxlm.config.schema import MeshConfig, RunConfig
+from jaxlm.config.schema import EvalConfig, MeshConfig, RunConfig
 from jaxlm.contract import InputError, Manifest, canonical_json, fingerprint, new_artifact, record_files
 from jaxlm.data import Batch, TokenStream, check_batch, validation_batches
+from jaxlm.evaluate.agreement import Coverage, require_alone, require_counts, require_figures
 from jaxlm.evaluate.documents import DocumentScores, Tally, scored_batches
 from jaxlm.evaluate.statistics import bootstrap_ratio
 from jaxlm.parallel import make_mesh
 from jaxlm.run import Run
+from jaxlm.run.scores import FILE
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train.probes import require, run_probes
 from jaxlm.train.state import put_batch
@@ -55,7 +57,8 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
     """Score the validation split with the run's checkpoint and write the evaluation into the run.
 
     The options are those of `run.config.eval`. The static probes come first (causality among them): a model that sees the
-    future scores wonderfully. Raises ContractError where one fails or a contract is broken, InputError without a checkpoint.
+    future scores wonderfully. What was scored is then counted, and in part scored, in another way (`jaxlm.evaluate.agreement`).
+    Raises ContractError where one fails or a contract is broken, InputError without a checkpoint; nothing is written then.
     """
     cfg = _on_one_device(run.config)
     options, stream = cfg.eval, run.data.val
@@ -72,16 +75,27 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
             for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)
         ]
         say(f"probes     {len(probes)} passed")
-        tally = Tally(count, run.tokenizer.byte_lengths, artifact=run.checkpoints.path(run.step))
-        cut = scored_batches(
-            stream, batch_size=options.batch_size, context_length=cfg.model.context_length, stride=stride, limit=count
-        )
-        for scored in cut:
+        where = run.checkpoints.path(run.step)
+        tally = Tally(count, run.tokenizer.byte_lengths, artifact=where)
+        coverage = Coverage(stream.starts[: count + 1], run.tokenizer.bos_id)
+        scoring = dataclasses.replace(cfg, eval=EvalConfig())  # whose options are none of the compiled program's
+
+        def score(batch: Batch) -> np.ndarray:
+            return np.asarray(score_step(params, put_batch(batch, cfg, mesh), scoring))
+
+        size = {"context_length": cfg.model.context_length, "stride": stride}
+        for scored in scored_batches(stream, batch_size=options.batch_size, limit=count, **size):
             check_batch(
                 scored.batch, vocab_size=cfg.model.vocab_size, context_length=cfg.model.context_length, label="evaluation"
             )
-            tally.add(scored, np.asarray(score_step(params, put_batch(scored.batch, cfg, mesh), cfg)))
-    result = _result(cfg, tally.scores(), gzip_bits(run.tokenizer, stream, count))
+            tally.add(scored, score(scored.batch))
+            coverage.add(scored)
+        scores = tally.scores()
+        coverage.require(artifact=where)
+        require_counts(scores, run.tokenizer, stream, artifact=where)
+        require_alone(scores, stream, score, **size, precision=cfg.train.precision, artifact=where)
+    result, lines = _result(cfg, scores, gzip_bits(run.tokenizer, stream, count)), _lines(scores)
+    require_figures(result, lines, artifact=where)
     facts = {
         **result,
         "step": run.step,
@@ -103,7 +117,7 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
         "seconds": time.monotonic() - began,
         "environment": environment(mesh_shape=dict(mesh.shape), grad_accum=1, precision=cfg.train.precision),
     }
-    return _write(run, result, facts, parents, provenance, tally.scores())
+    return _write(run, result, facts, parents, provenance, lines)
 
 
 def _on_one_device(cfg: RunConfig) -> RunConfig:
@@ -131,13 +145,22 @@ def _result(cfg: RunConfig, scores: DocumentScores, gzipped: np.ndarray) -> dict
     }
 
 
+def _lines(scores: DocumentScores) -> list[dict[str, Any]]:
+    """What the artifact holds of every document."""
+    columns = zip(scores.nll.tolist(), scores.end_nll.tolist(), scores.tokens.tolist(), scores.bytes.tolist(), strict=True)
+    return [
+        {"document": index, "nll": nll, "end_nll": end, "tokens": tokens, "bytes": size}
+        for index, (nll, end, tokens, size) in enumerate(columns)
+    ]
+
+
 def _write(
     run: Run,
     result: dict[str, Any],
     facts: dict[str, Any],
     parents: dict[str, str],
     provenance: dict[str, Any],
-    scores: DocumentScores,
+    lines: list[dict[str, Any]],
 ) -> Evaluation:
     """The artifact, beside earlier ones; an equal one that is there is taken as it is."""
     name = f"{run.step:08d}-{fingerprint(facts)[:8]}"
@@ -147,11 +170,7 @@ def _write(
         manifest.require_files(path)
         return Evaluation(result, manifest, path)
     with new_artifact(path) as temporary:
-        columns = zip(scores.nll.tolist(), scores.end_nll.tolist(), scores.tokens.tolist(), scores.bytes.tolist(), strict=True)
-        with open(temporary / "documents.jsonl", "wb") as file:
-            for index, (nll, end, tokens, size) in enumerate(columns):
-                line = {"document": index, "nll": nll, "end_nll": end, "tokens": tokens, "bytes": size}
-                file.write(canonical_json(line) + b"\n")
+        (temporary / FILE).write_bytes(b"".join(canonical_json(line) + b"\n" for line in lines))
         manifest = Manifest(KIND, facts, parents, record_files(temporary), provenance)
         manifest.save(temporary)
     return Evaluation(result, manifest, path)

@@ -21,6 +21,7 @@ from jaxlm.contract import MANIFEST, PARENTS, ContractError, Finding, InputError
 from jaxlm.data import open_shards
 from jaxlm.model import model_manifest
 from jaxlm.run.layout import Layout
+from jaxlm.run.scores import FIGURES, recomputed
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.watch import Mark, verify_log
 
@@ -31,7 +32,7 @@ COPY = "Restore it from a copy, or make it again."
 FACTS = {
     "run": ("config_fingerprint", "model", "probes"),
     "checkpoint": ("step", "leaves", "telemetry"),
-    "evaluation": ("step",),
+    "evaluation": ("step", "split", *FIGURES),
     "bundle": ("step", "alarms"),
 }
 HOLDERS = {"checkpoints": "checkpoint", "evaluations": "evaluation", "bundles": "bundle"}  # folders of a run that hold several
@@ -277,7 +278,8 @@ def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
 
 
 def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Iterator[Finding]:
-    """An evaluation, and where it lies in a run, its parents; its checkpoint may be one that the run no longer keeps."""
+    """An evaluation, with its figures computed again from the scores of its documents; and where it lies in a run, its
+    parents; its checkpoint may be one that the run no longer keeps."""
     if not root.is_dir():
         yield _stranger("evaluation", root)
         return
@@ -287,6 +289,8 @@ def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Ite
     yield from _pair(parts.data, manifest, root)
     if store is not None and manifest is not None and manifest.facts["step"] in store.committed():
         yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)
+    if manifest is not None:
+        yield from recomputed(root, manifest, parts.data)
 
 
 def _bundle(root: Path, parts: _Parts) -> Iterator[Finding]:

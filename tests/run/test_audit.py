@@ -230,9 +230,10 @@ def test_an_edited_evaluation_with_recomputed_hashes_but_wrong_parents_is_broken
     (root / "documents.jsonl").write_text("{}\n")
     resave(root, parents=parents, facts={**manifest.facts, "bits_per_byte": 0.1})
     for path in (run_copy, root):
-        (finding,) = broken(path)
+        finding, scores = broken(path)
         assert (finding.contract, finding.artifact) == ("evaluation", str(root))
         assert parent in f"{finding.expected} {finding.found}"
+        assert (scores.artifact, scores.found) == (str(root / "documents.jsonl"), "others")
 
 
 def test_an_evaluation_outlives_its_checkpoint(run_copy):
