@@ -15,6 +15,7 @@ from jaxlm.contract import ContractError, InputError, Manifest, check
 from jaxlm.data import Batch, build_shards, read_documents, split_of
 from jaxlm.evaluate import bits, evaluate, gzip_bits
 from jaxlm.run import Run
+from jaxlm.train.probes_forward import FORWARD
 from jaxlm.train.step import score_step
 
 CONTEXT = 32
@@ -203,7 +204,7 @@ def test_evaluating_twice_is_one_artifact_and_the_probes_are_in_it(run_copy):
     again = evaluate(Run.load(run_copy))
     assert folders(run_copy) == before
     assert again.manifest.to_json() == first.to_json()
-    assert len(first.facts["probes"]) == 8
+    assert len(first.facts["probes"]) == len(FORWARD)
     assert all(probe["passed"] for probe in first.facts["probes"].values())
     shutil.rmtree(run_copy / "evaluations")
     fresh = evaluate(Run.load(run_copy))

@@ -15,6 +15,8 @@ from jaxlm.contract import ContractError, FileRecord, InputError, Manifest
 from jaxlm.model import model_manifest
 from jaxlm.run import Run, directory
 from jaxlm.tokenizer import Tokenizer
+from jaxlm.train.probes_forward import FORWARD
+from jaxlm.train.probes_update import UPDATE
 
 
 def flip(path, at=-2):
@@ -176,7 +178,7 @@ def test_the_run_contract_holds_config_model_probes_and_parents(finished):
     facts = json.loads((finished / "manifest.json").read_text())["facts"]
     assert facts["config_fingerprint"] == config_fingerprint(run.config)
     assert Manifest.from_json(facts["model"], artifact="") == run.model
-    assert len(facts["probes"]) == 16
+    assert len(facts["probes"]) == len(FORWARD) + len(UPDATE) + 3
     assert all(probe["passed"] for probe in facts["probes"].values())
     assert set(run.manifest.parents) == {"tokenizer", "data"}
     assert list(run.manifest.files) == ["resolved.json"]

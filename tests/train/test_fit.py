@@ -16,6 +16,8 @@ from jaxlm.contract import ContractError, InputError
 from jaxlm.data import TokenStream
 from jaxlm.run import Run, audit
 from jaxlm.train import fit
+from jaxlm.train.probes_forward import FORWARD
+from jaxlm.train.probes_update import UPDATE
 from jaxlm.watch import ChainedLog, Mark
 from tests.conftest import tiny_config
 
@@ -48,7 +50,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert len({r["batch_crc"] for r in records}) == STEPS
     assert {r["repeated_rows"] for r in records} == {0.0}
     probes = run.manifest.facts["probes"]
-    assert len(probes) == 16
+    assert len(probes) == len(FORWARD) + len(UPDATE) + 3
     assert all(probe["passed"] for probe in probes.values())
     assert [e["event"] for e in run.events()][:2] == ["start", "probes"]
     assert run.events()[-1]["event"] == "end"
