@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from jaxlm.config import schema  # noqa: E402
+from jaxlm.evaluate.statistics import poisson_interval  # noqa: E402
 from jaxlm.run import Layout, Run  # noqa: E402
 from jaxlm.train import fit  # noqa: E402
 from jaxlm.watch import read_log  # noqa: E402
@@ -162,25 +163,9 @@ def log(path: Path) -> list[Row]:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def poisson(count: int) -> tuple[float, float]:
-    """The exact 95 % interval of a Poisson mean of which `count` were seen (Garwood 1936), by bisection."""
-
-    def below(mean: float, most: int) -> float:
-        return sum(math.exp(n * math.log(mean) - mean - math.lgamma(n + 1)) for n in range(most + 1)) if mean else 1.0
-
-    def solve(most: int, share: float) -> float:
-        low, high = 0.0, 20.0 + 3.0 * count
-        for _ in range(100):
-            middle = (low + high) / 2
-            low, high = (middle, high) if below(middle, most) > share else (low, middle)
-        return low
-
-    return (solve(count - 1, 0.975) if count else 0.0), solve(count, 0.025)
-
-
 def per_hundred_thousand(count: int, steps: int) -> str:
     """A rate with its interval, in words."""
-    low, high = poisson(count)
+    low, high = poisson_interval(count)
     scale = 1e5 / steps if steps else math.nan
     return f"{count * scale:8.2f}  ({low * scale:.2f} .. {high * scale:.2f})"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,43 +29,13 @@ def real_data() -> Path:
     pytest.skip("no real texts: JAXLM_TEST_DATA is not set, and ../shared/data is absent")
 
 
-def _code():
-    """What every name in the package means now: planting a fault changes it."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(("jaxlm", "pallas_kernels")) and module]
-    held = [(vars(module), module.__name__) for module in modules]
-    held += [(vars(c), n) for names, n in held for c in names.values() if isinstance(c, type) and c.__module__ == n]
-    return {(where, name): id(value) for names, where in held for name, value in dict(names).items()}
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _probes_remembered():
-    """The probes of one code, config, mesh, state and batch come out the same: a process runs them once. They take seconds,
-    and most tests that train have another matter."""
-    import jax
-    import numpy as np
+    """A process runs equal probes once: they take seconds, and most tests that train have another matter."""
+    from jaxlm.faults.remembered import remembered
 
-    import jaxlm.evaluate.bits
-    import jaxlm.train.loop
-
-    known, run_probes = {}, jaxlm.train.loop.run_probes
-
-    def remembered(cfg, mesh, params, batch, **options):
-        if jax.process_count() > 1:
-            yield from run_probes(cfg, mesh, params, batch, **options)
-            return
-        arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((params, tuple(batch)))]
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-        key, now = (cfg, mesh, tuple(sorted(options.items())), digest), _code()
-        if key not in known or not known[key][0].items() <= now.items():
-            results = []
-            for result in run_probes(cfg, mesh, params, batch, **options):
-                results.append(result)
-                yield result
-            known[key] = now, results
-            return
-        yield from known[key][1]
-
-    jaxlm.train.loop.run_probes = jaxlm.evaluate.bits.run_probes = remembered
+    with remembered():
+        yield
 
 
 def tiny_config(**train):

@@ -6,6 +6,7 @@ project's own manifest says whether they are the right ones.
 
 from jaxlm.checkpoint.environment import differences, environment
 from jaxlm.checkpoint.leaves import LeafRecord, NonFinite, first_nonfinite, leaf_records
+from jaxlm.checkpoint.restored import require_restored
 from jaxlm.checkpoint.saving import SaveError
 from jaxlm.checkpoint.store import CheckpointStore
 from jaxlm.config.schema import CheckpointConfig
@@ -20,4 +21,5 @@ __all__ = [
     "environment",
     "first_nonfinite",
     "leaf_records",
+    "require_restored",
 ]

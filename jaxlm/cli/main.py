@@ -37,6 +37,7 @@ VERBS = {
     "watch": "alarms of a run, and what came before each spike of its loss",
     "replay": "compute a step again; name the first equation not finite",
     "report": "one page of a run, or of several: curves, layers, alarms",
+    "faults": "plant faults in a small run, and see what notices them",
 }
 
 

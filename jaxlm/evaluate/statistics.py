@@ -1,6 +1,8 @@
-"""Intervals for a ratio of sums over documents."""
+"""Intervals for a ratio of sums over documents, and for a rate of rare events."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -28,3 +30,20 @@ def bootstrap_ratio(
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def poisson_interval(count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a Poisson mean of which `count` events were seen, by bisection. Source: Garwood 1936."""
+
+    def at_most(events: int, mean: float) -> float:
+        return sum(math.exp(n * math.log(mean) - mean - math.lgamma(n + 1)) for n in range(events + 1)) if mean else 1.0
+
+    def mean_with(events: int, share: float) -> float:
+        low, high = 0.0, 20.0 + 3.0 * count  # beyond the upper end for 95 % and less
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_most(events, middle) > share else (low, middle)
+        return low
+
+    tail = (1.0 - confidence) / 2
+    return (mean_with(count - 1, 1.0 - tail) if count else 0.0), mean_with(count, tail)

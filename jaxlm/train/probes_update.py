@@ -18,6 +18,7 @@ from jaxlm.optim import schedule_of
 from jaxlm.parallel import processes
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe
+from jaxlm.train.probes_rule import RULES
 from jaxlm.train.state import TrainState, policy, put_batch
 from jaxlm.watch import Telemetry, first_nonfinite
 
@@ -107,9 +108,10 @@ def planted_nan(bench: Bench) -> Probe:
     return Probe(name, not missing, "NaN seen, state kept, next step updates", f"not: {missing}" if missing else "all of it")
 
 
-def _one_step(bench: Bench) -> tuple[TrainState, Telemetry]:
-    """`train_step` from a fresh state around the parameters, on the whole batch, fetched to the host."""
+def _one_step(bench: Bench, *, done: int = 0) -> tuple[TrainState, Telemetry]:
+    """`train_step` from a fresh state around the parameters, on the whole batch, fetched to the host. done: steps before it."""
     state = bench.state(jax.tree.map(jnp.copy, bench.params))  # copies, since the step donates them
+    state = dataclasses.replace(state, step=jax.device_put(np.full((), done, np.int32), state.step.sharding))
     if policy(bench.cfg).scales_loss:  # the first scale may overflow: such a step is skipped, rightly, and shows nothing
         one = jax.device_put(np.ones((), np.float32), state.loss_scale.scale.sharding)
         state = dataclasses.replace(state, loss_scale=dataclasses.replace(state.loss_scale, scale=one))
@@ -153,11 +155,23 @@ def train_step(bench: Bench) -> Probe:
     return Probe("train_step", not missing, expected, f"not: {missing}" if missing else "all of it")
 
 
+def dropout_fresh(bench: Bench) -> Probe:
+    """The same state and batch give another loss in the next step: dropout draws anew. A key that is used again draws the
+    same units in every step."""
+    name = "dropout_fresh"
+    if not bench.cfg.model.dropout:
+        return Probe(name, True, "no dropout", "no dropout")
+    first, second = (float(_one_step(bench, done=done)[1].loss) for done in (0, 1))
+    return Probe(name, first != second, "another loss in the next step", f"{first!r} and {second!r}")
+
+
 UPDATE: tuple[Callable[[Bench], Probe], ...] = (
     masked_labels,
     accumulation,
     decay_touches_declared,
     planted_nan,
     train_step,
+    dropout_fresh,
+    *RULES,
 )
 """The probes of training; an evaluation has no use for them."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlm.checkpoint import CheckpointStore, differences, environment
+from jaxlm.checkpoint import CheckpointStore, differences, environment, require_restored
 from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, check
 from jaxlm.data import Batch, TokenStream, batch, batch_crc, check_batch, check_supervised
@@ -72,6 +72,9 @@ class Session:
         self.saved: int | None = None  # the newest step that was given to the store, or restored from it
         self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
         self._require_one_directory()
+        if self.saved is not None and not processes.several():
+            where = self.store.path(self.saved)
+            require_restored(self.state, self.store.manifest(self.saved), artifact=f"the state restored from {where}")
         self.events = _log(layout.events, None, "a whole log")
         self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
         self.sinks = sinks_of(cfg, layout, step=mark.lines, durable=self.store.latest)

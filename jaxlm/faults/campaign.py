@@ -1,0 +1,128 @@
+"""Many faults on several seeds, in processes of their own, and clean runs of several kinds beside them.
+
+Processes are spawned with one set of flags: the CPU, two devices. Results are written as they come, so that a campaign that is
+cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from jaxlm.contract import write_atomic
+from jaxlm.faults.clean import CLEAN, Clean, clean_run
+from jaxlm.faults.fault import Fault
+from jaxlm.faults.ground import Ground
+from jaxlm.faults.remembered import remembered
+from jaxlm.faults.trial import Seen, Trial, trial
+
+FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
+Progress = Callable[[str], None]
+
+
+def campaign(
+    faults: Sequence[Fault], *, seeds: int, clean: int, folder: Path, jobs: int, say: Progress
+) -> tuple[list[Trial], list[Clean]]:
+    """Every fault on every seed, and `clean` clean runs; what `folder` holds of them already is not done again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = [(fault.name, seed) for fault in faults for seed in range(seeds)]
+    kinds = [(kind, seed) for seed in range(clean) for kind in CLEAN][:clean]
+    trials: dict[tuple[str, int], Trial] = {}
+    runs: dict[tuple[str, int], Clean] = {}
+    with _flags(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        needed = sorted({seed for name, seed in work if _result(folder, name, seed) is None})
+        for seed, made in [(seed, pool.submit(_prepare, folder, seed)) for seed in needed]:
+            made.result()
+            say(f"the small run of seed {seed} is there")
+        futures: dict[Future, tuple[str, str, int]] = {}
+        for name, seed in work:
+            known = _result(folder, name, seed)
+            if known is not None:
+                trials[name, seed] = known
+            else:
+                futures[pool.submit(_try, folder, name, seed)] = ("fault", name, seed)
+        for kind, seed in kinds:
+            futures[pool.submit(_clean, folder, kind, seed)] = ("clean", kind, seed)
+        for done, future in enumerate(as_completed(futures), 1):
+            what, name, seed = futures[future]
+            if what == "fault":
+                trials[name, seed] = future.result()
+                say(f"{done}/{len(futures)}  {_line(trials[name, seed])}")
+            else:
+                runs[name, seed] = future.result()
+                say(f"{done}/{len(futures)}  clean: {runs[name, seed].words()}")
+    return [trials[key] for key in work], [runs[key] for key in kinds]
+
+
+def _line(found: Trial) -> str:
+    seen, name = found.seen, found.fault
+    if seen is None:
+        return f"{name}: not seen"
+    when = "" if seen.step is None else f", step {seen.step}"
+    return f"{name}: {seen.by}{when}{'' if found.right else '  (not as it should be)'}"
+
+
+@contextmanager
+def _flags() -> Iterator[None]:
+    """The environment of the processes."""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    before = {name: os.environ.get(name) for name in flags}
+    os.environ.update(flags)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# ---- in the processes ------------------------------------------------------------------------------------------------
+
+
+def _prepare(folder: Path, seed: int) -> None:
+    Ground(folder, seed).prepare()
+
+
+def _try(folder: Path, name: str, seed: int) -> Trial:
+    from jaxlm.faults.catalogue import CATALOGUE
+
+    with remembered():
+        found = trial(CATALOGUE[name], Ground(folder, seed), folder)
+    write_atomic(_file(folder, name, seed), json.dumps(found.as_json(), allow_nan=False).encode())
+    return found
+
+
+def _clean(folder: Path, kind: str, seed: int) -> Clean:
+    file = folder / f"clean-{kind}-{seed}.json"
+    if file.is_file():
+        return Clean(**json.loads(file.read_text()))
+    with remembered():
+        found = clean_run(kind, seed, folder)
+    write_atomic(file, json.dumps(asdict(found)).encode())
+    return found
+
+
+def _file(folder: Path, name: str, seed: int) -> Path:
+    return folder / "trials" / f"{name}-{seed}.json"
+
+
+def _result(folder: Path, name: str, seed: int) -> Trial | None:
+    """What is known of a fault on a seed."""
+    file = _file(folder, name, seed)
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        return None
+    body: dict[str, Any] = json.loads(file.read_text())
+    seen = body.pop("seen")
+    damage = math.inf if body["damage"] == "inf" else body["damage"]
+    return Trial(**{**body, "damage": damage, "seen": seen and Seen(**seen)})

@@ -1,0 +1,186 @@
+"""Faults within a batch: labels, mask, segments, positions, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxlm.data import Batch
+from jaxlm.faults.fault import BEGINS, Fault, Patch
+
+ROWS = "jaxlm.data.batches:rows_of"
+BATCH = "jaxlm.train.session:batch"
+
+
+def _rows(change: Callable[[Batch], Batch]) -> tuple[Patch, ...]:
+    """All rows, of training and validation, are packed otherwise."""
+    return (Patch(ROWS, lambda real: lambda *a, **k: change(real(*a, **k))),)
+
+
+def _from_step(change: Callable[[Batch], Batch]) -> tuple[Patch, ...]:
+    """The batches of training are others from step `BEGINS` on."""
+
+    def make(real: Callable) -> Callable:
+        return lambda *a, step, **k: (change if step + 1 >= BEGINS else _same)(real(*a, step=step, **k))
+
+    return (Patch(BATCH, make),)
+
+
+def _same(made: Batch) -> Batch:
+    return made
+
+
+def _unshifted(made: Batch) -> Batch:
+    return made._replace(labels=made.tokens.copy())
+
+
+def _shifted_twice(made: Batch) -> Batch:
+    return made._replace(labels=np.roll(made.tokens, -2, axis=1))
+
+
+def _all_supervised(made: Batch) -> Batch:
+    return made._replace(loss_mask=np.ones_like(made.loss_mask))
+
+
+def _none_supervised(made: Batch) -> Batch:
+    return made._replace(loss_mask=np.zeros_like(made.loss_mask))
+
+
+def _few_supervised(made: Batch) -> Batch:
+    mask = made.loss_mask.copy()
+    mask[:, :-2] = False
+    return made._replace(loss_mask=mask)
+
+
+def _one_document(made: Batch) -> Batch:
+    t = np.broadcast_to(np.arange(made.tokens.shape[1], dtype=np.int32), made.tokens.shape).copy()
+    return made._replace(segments=np.where(made.segments > 0, 1, 0).astype(np.int32), positions=t)
+
+
+def _positions_run_on(made: Batch) -> Batch:
+    t = np.broadcast_to(np.arange(made.tokens.shape[1], dtype=np.int32), made.tokens.shape).copy()
+    return made._replace(positions=t)
+
+
+def _positions_beyond(made: Batch) -> Batch:
+    return made._replace(positions=made.positions + np.int32(made.tokens.shape[1]))
+
+
+def _ids_too_large(made: Batch) -> Batch:
+    tokens = made.tokens.copy()
+    tokens[:, 5] += 512
+    return made._replace(tokens=tokens)
+
+
+def _negative_ids(made: Batch) -> Batch:
+    tokens = made.tokens.copy()
+    tokens[:, -1] = -1
+    return made._replace(tokens=tokens)
+
+
+FAULTS = (
+    Fault(
+        name="labels_unshifted",
+        layer="batch",
+        mechanism="The label of a position is its own token.",
+        symptom="The loss falls to nothing; the model repeats its input.",
+        incident="transformers shifts inside the model, trainers outside; both or neither is a classic (trl #1385)",
+        plant=_rows(_unshifted),
+        seen_by=("labels_shifted_by_one", "batch"),
+    ),
+    Fault(
+        name="labels_shifted_twice",
+        layer="batch",
+        mechanism="The labels are shifted in the loader and once more in the loss.",
+        symptom="The loss stays higher than it should; the model skips every other word.",
+        incident="transformers #46634 and many forks",
+        plant=_rows(_shifted_twice),
+        seen_by=("labels_shifted_by_one", "batch"),
+    ),
+    Fault(
+        name="labels_unshifted_later",
+        layer="batch",
+        mechanism="A change of the collator in the middle of a run: labels are no longer shifted.",
+        symptom="The loss falls, which looks like progress.",
+        incident="the same, after a restart with another version",
+        plant=_from_step(_unshifted),
+        seen_by=("batch",),
+        at=BEGINS,
+    ),
+    Fault(
+        name="padding_supervised",
+        layer="batch",
+        mechanism="The mask of the labels is lost: padding and the start of the next document are predicted as well.",
+        symptom="The loss is lower than it should be.",
+        incident="transformers #34191, unsloth 2024-10",
+        plant=_rows(_all_supervised),
+        seen_by=("batch",),
+    ),
+    Fault(
+        name="nothing_supervised",
+        layer="batch",
+        mechanism="The mask leaves no label at all, from some step on.",
+        symptom="The loss is 0/0; a trainer that guards the division shows 0.",
+        incident="axolotl #3608, LlamaFactory #7318 (all labels -100)",
+        plant=_from_step(_none_supervised),
+        seen_by=("batch", "supervised_share"),
+        at=BEGINS,
+    ),
+    Fault(
+        name="few_supervised",
+        layer="batch",
+        mechanism="A template leaves two labels of each row.",
+        symptom="Training goes on, from a thirtieth of the data.",
+        incident="axolotl #3796",
+        plant=_from_step(_few_supervised),
+        seen_by=("batch", "supervised_share"),
+        at=BEGINS,
+    ),
+    Fault(
+        name="segments_lost",
+        layer="batch",
+        mechanism="All documents of a row get the same segment, so they see each other.",
+        symptom="The loss is lower: context from elsewhere helps to guess.",
+        incident="functionary #265 (44.1 to 37.6), nanoVLM #204, axolotl #3608",
+        plant=_rows(_one_document),
+        seen_by=("batch",),
+    ),
+    Fault(
+        name="positions_run_on",
+        layer="batch",
+        mechanism="Positions do not restart at documents.",
+        symptom="None: rotary positions are relative. With another encoding the model is worse.",
+        incident="LlamaFactory #7318",
+        plant=_rows(_positions_run_on),
+        seen_by=("batch",),
+    ),
+    Fault(
+        name="positions_beyond",
+        layer="batch",
+        mechanism="Positions lie beyond the trained length.",
+        symptom="Quality falls; a table of positions would be clamped by JAX without a word.",
+        incident="transformers #29285, TransformerEngine #1245",
+        plant=_rows(_positions_beyond),
+        seen_by=("batch",),
+    ),
+    Fault(
+        name="ids_too_large",
+        layer="batch",
+        mechanism="Ids beyond the vocabulary. JAX reads the last row for them and drops their gradient.",
+        symptom="A slightly worse loss.",
+        incident="DALLE-pytorch #56, vLLM #35937",
+        plant=_rows(_ids_too_large),
+        seen_by=("ids_in_range", "batch"),
+    ),
+    Fault(
+        name="negative_ids",
+        layer="batch",
+        mechanism="The mark for padding, -1, reaches the embedding, where it means the last row.",
+        symptom="A slightly worse loss.",
+        incident="-100 of PyTorch's cross entropy in other hands",
+        plant=_from_step(_negative_ids),
+        seen_by=("batch",),
+        at=BEGINS,
+    ),
+)

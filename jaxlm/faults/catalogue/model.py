@@ -1,0 +1,368 @@
+"""Faults of the model: masks, positions, norms, residuals, heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.data import Batch
+from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch, Program
+from jaxlm.faults.leaves import layer, times, with_params
+from jaxlm.train.state import TrainState
+
+PACKED = "jaxlm.model.attention:packed"
+BLOCK = "jaxlm.model.transformer:block"
+NORM = "jaxlm.model.transformer:rms_norm"
+ANGLES = "jaxlm.model.transformer:rope_angles"
+ATTENTION = "jaxlm.model.attention:attention"
+HIDDEN = "jaxlm.train.step:hidden"
+
+
+def _ranges(change: Callable) -> Patch:
+    """The ranges of keys of packed rows are others. change: takes them, segments and positions."""
+    return Patch(PACKED, lambda real: lambda s, p, *, window=0: change(real(s, p, window=window), s, p))
+
+
+def _one_ahead(ranges: Any, segments: jax.Array, positions: jax.Array) -> Any:
+    return ranges._replace(end_BT=ranges.end_BT + 1)
+
+
+def _ahead_far_out(ranges: Any, segments: jax.Array, positions: jax.Array) -> Any:
+    return ranges._replace(end_BT=ranges.end_BT + (positions >= 40))
+
+
+def _across_documents(ranges: Any, segments: jax.Array, positions: jax.Array) -> Any:
+    return ranges._replace(start_BT=jnp.zeros_like(ranges.start_BT))
+
+
+def _pooled(real: Callable) -> Callable:
+    """A hundredth of the mean over all positions is added to each."""
+
+    def block(x_BTD: jax.Array, *arguments: Any, **options: Any) -> Any:
+        return real(x_BTD + 0.01 * jnp.mean(x_BTD, axis=1, keepdims=True), *arguments, **options)
+
+    return block
+
+
+def _without_residual(real: Callable) -> Callable:
+    def block(x_BTD: jax.Array, *arguments: Any, **options: Any) -> Any:
+        out_BTD, stats, cache = real(x_BTD, *arguments, **options)
+        return out_BTD - x_BTD, stats, cache
+
+    return block
+
+
+def _coarse(x: jax.Array) -> jax.Array:
+    """Rounded to bfloat16; a cast there and back the compiler takes away."""
+    return jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7)
+
+
+def _coarse_positions(real: Callable) -> Callable:
+    return lambda positions_BT, width, *, theta: real(_coarse(positions_BT), width, theta=theta)
+
+
+def _tiled_heads(real: Callable) -> Callable:
+    """Query head n reads key/value head n % K, not n // (N / K)."""
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array, ranges: Any, **options: Any) -> Any:
+        heads = jnp.arange(q.shape[2]) % k.shape[2]
+        return real(q, jnp.take(k, heads, axis=2), jnp.take(v, heads, axis=2), ranges, **options)
+
+    return attention
+
+
+def _unscaled(real: Callable) -> Callable:
+    return lambda q, k, v, ranges, **options: real(q * q.shape[3] ** 0.5, k, v, ranges, **options)
+
+
+def _no_norm(real: Callable) -> Callable:
+    """The last norm is left out: `hidden` is told that the model has none, its blocks that they have."""
+    return lambda params, tokens, cfg, *a, **k: real(params, tokens, dataclasses.replace(cfg, norm="none"), *a, **k)
+
+
+def _with_norm(real: Callable) -> Callable:
+    return lambda x, layer, cfg, *a, **k: real(x, layer, dataclasses.replace(cfg, norm="pre"), *a, **k)
+
+
+def _specs_with_norm(real: Callable) -> Callable:
+    return lambda cfg: real(dataclasses.replace(cfg, norm="pre"))
+
+
+def _centred(real: Callable) -> Callable:
+    def norm(x: jax.Array, gain: jax.Array | None, *, eps: float) -> jax.Array:
+        return real(x - jnp.mean(x, axis=-1, keepdims=True), gain, eps=eps)
+
+    return norm
+
+
+def _silent_layer(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Batch]:
+    return with_params(state, wo=layer(1, times(0.0)), w_down=layer(1, times(0.0))), batch
+
+
+def _untied(real: Callable) -> Callable:
+    """The head is a copy of the embedding that was made once: here, its rows in another order."""
+    return lambda params: jnp.roll(real(params), 7, axis=0)
+
+
+def _detached(real: Callable) -> Callable:
+    return lambda params: jax.lax.stop_gradient(real(params))
+
+
+def _frozen_branch(real: Callable) -> Callable:
+    def attention(*arguments: Any) -> Any:
+        out, cache, scores = real(*arguments)
+        return jax.lax.stop_gradient(out), cache, scores
+
+    return attention
+
+
+def _sharper(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Batch]:
+    """Queries of layer 2 grow by a fifth in each step."""
+    return with_params(state, wq=layer(2, times(1.2))), batch
+
+
+def _same_mask(real: Callable) -> Callable:
+    return lambda params, batch, cfg, *, loss_scale, key: real(params, batch, cfg, loss_scale=loss_scale, key=jax.random.key(0))
+
+
+def _dropping(real: Callable) -> Callable:
+    def hidden(*arguments: Any, dropout_key: Any = None, **options: Any) -> Any:
+        return real(*arguments, dropout_key=jax.random.key(3), **options)
+
+    return hidden
+
+
+FAULTS = (
+    Fault(
+        name="mask_one_ahead",
+        layer="model",
+        mechanism="The causal mask is off by one: a position sees the next token.",
+        symptom="The loss falls far below the entropy of text; generation is garbage.",
+        incident="the classic of home-made masks; nanoGPT-style forks",
+        plant=(_ranges(_one_ahead),),
+        seen_by=("causality",),
+    ),
+    Fault(
+        name="mask_leaks_far_out",
+        layer="model",
+        mechanism="The mask is right at short positions and off by one from position 40 on, as at a border of blocks.",
+        symptom="The loss is too low at long positions only.",
+        incident="flash-attention #1045 and other kernels at lengths that are no multiple of a block",
+        plant=(_ranges(_ahead_far_out),),
+        seen_by=("causality",),
+    ),
+    Fault(
+        name="pooled_future",
+        layer="model",
+        mechanism="A statistic over all positions, the future's too, is added to each.",
+        symptom="The loss is a little lower; generation is worse than the loss says.",
+        incident="batch-norm-like statistics over time in speech and language models",
+        plant=(Patch(BLOCK, _pooled),),
+        seen_by=("causality",),
+    ),
+    Fault(
+        name="cross_document_attention",
+        layer="model",
+        mechanism="The mask forgets where documents begin.",
+        symptom="The loss is lower.",
+        incident="transformers #46634 (the loss still decreases), axolotl #3796, nanoVLM #204",
+        plant=(_ranges(_across_documents),),
+        seen_by=("documents_isolated", "reference"),
+    ),
+    Fault(
+        name="window_off_by_one",
+        layer="model",
+        mechanism="The sliding window holds one key more than in inference.",
+        symptom="A small difference between training and inference.",
+        incident="unsloth's report on gpt-oss: FlexAttention's example keeps N + 1",
+        plant=(Patch(PACKED, lambda real: lambda s, p, *, window=0: real(s, p, window=window + 1)),),
+        seen_by=("window", "reference"),
+        config={"model.window": 12},
+    ),
+    Fault(
+        name="rope_theta_lost",
+        layer="model",
+        mechanism="The base of the rotary frequencies falls back to its default.",
+        symptom="Good in training; long contexts fail once the right base is used.",
+        incident="llama.cpp and transformers conversions of models with another base (transformers #29285)",
+        plant=(Patch(ANGLES, lambda real: lambda p, width, *, theta: real(p, width, theta=10000.0)),),
+        seen_by=("reference",),
+        config={"model.rope_theta": 500000.0},
+    ),
+    Fault(
+        name="rope_in_bfloat16",
+        layer="model",
+        mechanism="Positions are rounded to bfloat16: 256 and 257 are the same.",
+        symptom="None at short lengths.",
+        incident="transformers #29285; sglang-jax #1472, #1473 (error 0.83 at position 4095)",
+        plant=(Patch(ANGLES, _coarse_positions),),
+        seen_by=("rope_shift_invariance", "reference"),
+        config={"model.context_length": 512, "train.batch_size": 4},
+    ),
+    Fault(
+        name="rope_pairing_swapped",
+        layer="model",
+        mechanism="Pairs are neighbours where the config says halves.",
+        symptom="Good in training; the weights mean something else to every other program.",
+        incident="transformers' conversion of Llama permutes weights for it",
+        plant=(
+            Patch(
+                "jaxlm.model.transformer:rotate",
+                lambda real: lambda x, angles, *, pairing: real(x, angles, pairing="interleaved"),
+            ),
+        ),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="norm_epsilon",
+        layer="model",
+        mechanism="The epsilon of the norms is 1e-5, the config says 1e-6.",
+        symptom="None, until the weights are used elsewhere.",
+        incident="transformers: Llama 1 and 2 differ in it; gemma conversions",
+        plant=(Patch(NORM, lambda real: lambda x, gain, *, eps: real(x, gain, eps=1e-5)),),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="norm_centred",
+        layer="model",
+        mechanism="A layer norm stands where an RMS norm should.",
+        symptom="None in training.",
+        incident="mixed-up norms in ports between frameworks",
+        plant=(Patch(NORM, _centred),),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="residual_lost",
+        layer="model",
+        mechanism="A block hands on what it adds, without its input.",
+        symptom="Slow learning that looks like a bad learning rate.",
+        incident="a line lost in a refactoring",
+        plant=(Patch(BLOCK, _without_residual),),
+        seen_by=("reference", "residual_sum"),
+    ),
+    Fault(
+        name="final_norm_lost",
+        layer="model",
+        mechanism="The last activations are not normed before the head.",
+        symptom="A slightly worse loss.",
+        incident="ports of GPT-2, whose ln_f is easy to miss",
+        plant=(
+            Patch(HIDDEN, _no_norm),
+            Patch(BLOCK, _with_norm),
+            Patch("jaxlm.model.transformer:param_specs", _specs_with_norm),
+        ),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="heads_tiled",
+        layer="model",
+        mechanism="Of grouped key/value heads the wrong ones are read: tiled instead of repeated.",
+        symptom="None in training; converted weights give garbage.",
+        incident="GQA ports: jnp.tile for jnp.repeat",
+        plant=(Patch(ATTENTION, _tiled_heads),),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="scores_unscaled",
+        layer="model",
+        mechanism="The scores are not divided by the root of the head's width.",
+        symptom="Sharper attention, sooner unstable.",
+        incident="double or missing scaling where a kernel scales by itself",
+        plant=(Patch(ATTENTION, _unscaled),),
+        seen_by=("reference",),
+    ),
+    Fault(
+        name="head_untied_on_load",
+        layer="model",
+        mechanism="After a resume the head is another matrix than the embedding.",
+        symptom="A loss spike in the first step.",
+        incident="Automodel #2511, #2941, transformers #42612, vLLM #51665",
+        plant=(Patch("jaxlm.model.head:output_head", _untied), Patch("jaxlm.model.transformer:output_head", _untied)),
+        seen_by=("reference", "labels_shifted_by_one"),
+        scene="resume",
+    ),
+    Fault(
+        name="head_detached",
+        layer="model",
+        mechanism="The tied head gives no gradient to the embedding.",
+        symptom="Slower learning.",
+        incident="stop_gradient left over from an experiment; Automodel #2511",
+        plant=(Patch("jaxlm.model.head:output_head", _detached),),
+        seen_by=("gradient_of_loss", "embedding_rows"),
+        at=None,
+        within=4,
+    ),
+    Fault(
+        name="silent_layer",
+        layer="model",
+        mechanism="From some step on layer 1 adds nothing: what it gives is multiplied by zeros.",
+        symptom="Never noticed: the others take over.",
+        incident="pruned or badly loaded shards; modded layers that are skipped",
+        plant=(Disturbed(_silent_layer, once=False),),
+        seen_by=("dead_layer", "parameter_jump", "collapsed_layer"),
+        at=BEGINS,
+        within=2,
+        layer_index=1,
+    ),
+    Fault(
+        name="frozen_branch",
+        layer="model",
+        mechanism="No gradient goes through attention, by a stop_gradient.",
+        symptom="Slower learning.",
+        incident="frozen modules after fine-tuning code was reused",
+        plant=(Program((Patch("jaxlm.model.transformer:_attention", _frozen_branch),)),),
+        seen_by=("dead_layer", "layer_gradient", "update_ratio"),
+        at=BEGINS,
+        within=2,
+    ),
+    Fault(
+        name="attention_logits_grow",
+        layer="model",
+        mechanism="The queries of layer 2 grow from step to step, as with a rate at the edge of stability.",
+        symptom="A spike, many steps later.",
+        incident="Dehghani et al. 2023 (ViT-22B); marin #1368",
+        plant=(Disturbed(_sharper, once=False),),
+        seen_by=("parameter_jump", "attention_logits", "attention_entropy"),
+        at=BEGINS,
+        within=8,
+        layer_index=2,
+    ),
+    Fault(
+        name="dropout_mask_repeats",
+        layer="model",
+        mechanism="The key of dropout is not advanced: every step drops the same units.",
+        symptom="A model with fewer units.",
+        incident="flax #2200-style key reuse; jax_debug_key_reuse exists for it",
+        plant=(Patch("jaxlm.train.step:compute_gradients", _same_mask),),
+        seen_by=("dropout_fresh",),
+        config={"model.dropout": 0.1},
+    ),
+    Fault(
+        name="dropout_in_evaluation",
+        layer="model",
+        mechanism="Dropout stays on when text is scored.",
+        symptom="The validation loss is too high, and noisy.",
+        incident="nanoGPT #240",
+        plant=(Patch(HIDDEN, _dropping),),
+        seen_by=("evaluation_deterministic", "labels_shifted_by_one", "reference"),
+        config={"model.dropout": 0.1},
+    ),
+    Fault(
+        name="initial_weights_too_large",
+        layer="model",
+        mechanism="The embedding is drawn with a standard deviation of 1.",
+        symptom="A first loss far above ln V; training recovers, and ends worse.",
+        incident="PyTorch's nn.Embedding default against 0.02 of GPT-2",
+        plant=(
+            Patch(
+                "jaxlm.train.state:init_params",
+                lambda real: lambda cfg, key: (lambda p: dataclasses.replace(p, embed=p.embed * 50.0))(real(cfg, key)),
+            ),
+        ),
+        seen_by=("initial_loss", "first_loss"),
+    ),
+)

@@ -1,0 +1,139 @@
+"""The small run on which faults are planted: real text, a real tokenizer, the real loop.
+
+For every seed there is one that was stopped at step `STOPPED` and one that went on to its end. Both are left as they are;
+faults are planted on copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrainConfig,
+    WatchConfig,
+)
+from jaxlm.evaluate import evaluate
+from jaxlm.faults.fault import STEPS, STOPPED, Patch
+from jaxlm.faults.planting import patched
+from jaxlm.parallel import make_mesh
+from jaxlm.run import Run
+from jaxlm.train import fit
+from jaxlm.train.prepare import Parts
+from jaxlm.train.validate import validate
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def small(seed: int = 0, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
+    """The config of the small run. changes: other values, by dotted name."""
+    cfg = RunConfig(
+        name="small",
+        tokenizer=TokenizerConfig(vocab_size=512, train_bytes=300_000),
+        data=DataConfig(max_bytes=1_500_000, val_fraction=0.06, order_seed=seed),
+        model=ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, context_length=64, vocab_multiple=96),
+        optim=OptimConfig(lr=4e-3, warmup_steps=20),
+        train=TrainConfig(steps=STEPS, batch_size=4, grad_accum=2, seed=seed),
+        watch=WatchConfig(live=False, print_every=1 << 30, pace_every=8),
+        checkpoint=CheckpointConfig(every=70, keep_last=3, keep_best=0, asynchronous=False),
+        eval=EvalConfig(every=40, batches=8, batch_size=8, resamples=20, max_documents=12),
+    )
+    return with_fields(cfg, changes)
+
+
+def with_fields(cfg: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """`cfg` with other values, by dotted name."""
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **{field: value})})
+    return cfg
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Below `folder` the runs of one seed: `half`, stopped, and `whole`, which went on."""
+
+    folder: Path
+    seed: int
+
+    @property
+    def half(self) -> Path:
+        """The run that was stopped."""
+        return self.folder / f"ground-{self.seed}-half"
+
+    @property
+    def whole(self) -> Path:
+        """The run that went to its end, and was evaluated."""
+        return self.folder / f"ground-{self.seed}"
+
+    def prepare(self) -> None:
+        """Make both runs, where they are not there yet."""
+        if (self.folder / f"ground-{self.seed}.json").is_file():
+            return
+        for path in (self.half, self.whole):
+            shutil.rmtree(path, ignore_errors=True)
+        stop = Patch(
+            "jaxlm.train.stop:StopRequest.reached", lambda real: lambda self, step: real(self, step) or step == STOPPED
+        )
+        with patched([stop]):
+            quiet_fit(small(self.seed), self.half)
+        shutil.copytree(self.half, self.whole)
+        quiet_fit(small(self.seed), self.whole)
+        run = Run.load(self.whole)
+        facts = {
+            "evaluated": evaluate(run).result["loss"],
+            "loss": true_loss(run),
+            "losses": losses(run),
+        }
+        (self.folder / f"ground-{self.seed}.json").write_text(json.dumps(facts))
+
+    def facts(self) -> dict[str, Any]:
+        """evaluated: the loss that `evaluate` gave. loss: by `true_loss`. losses: of every step."""
+        found: dict[str, Any] = json.loads((self.folder / f"ground-{self.seed}.json").read_text())
+        return found
+
+    def parts(self) -> dict[str, Any]:
+        """The overrides with which another run takes tokenizer and shards from here."""
+        return {"tokenizer.path": str(self.whole / "tokenizer"), "data.path": str(self.whole / "data")}
+
+
+def quiet_fit(cfg: RunConfig, path: Path) -> Run:
+    """`fit`, which says nothing."""
+    return fit(cfg, out=path, say=lambda line: None)
+
+
+def true_loss(run: Run) -> float:
+    """Nats per label on the validation split, by the code as it is; NaN where the run has no checkpoint.
+
+    Of a run that a fault was planted in: what the parameters that came out of it are worth.
+    """
+    if not run.checkpoints.committed():
+        return math.nan
+    cfg = dataclasses.replace(run.config, mesh=small().mesh)
+    mesh = make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(jax.numpy.asarray, run.params)
+        return float(validate(params, Parts(cfg, run.tokenizer, run.data), mesh).loss)
+
+
+def losses(run: Run) -> list[float | None]:
+    """The loss of every step; None where it is not finite."""
+    found = np.asarray([float(record["loss"]) for record in run.telemetry()], np.float64)
+    return [float(f"{loss:.4f}") if math.isfinite(loss) else None for loss in found]

@@ -1,0 +1,252 @@
+"""One fault on one seed: what saw it and when, what a public rule would have seen, and what it would have cost.
+
+The fault is planted twice. Once everything watches, and the first that speaks ends the run. Once nothing does, and the run goes
+to its end; what came out is then measured by the code as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxlm.config.load import config_fingerprint
+from jaxlm.contract import ContractError, InputError
+from jaxlm.evaluate import evaluate
+from jaxlm.faults.fault import BEGINS, Fault, Patch
+from jaxlm.faults.ground import Ground, losses, quiet_fit, small, true_loss, with_fields
+from jaxlm.faults.planting import patched, planted
+from jaxlm.infer import Engine, Sampling
+from jaxlm.run import Run, audit
+from jaxlm.train.replaying import recorded, replay_step
+from jaxlm.watch import read_log
+from jaxlm.watch.detect import BUDGETS
+from jaxlm.watch.detect.public_rules import observe, public_rules
+
+PROMPTS = ("def main(", "The statement", "é € 😀 are")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """by: the contract, probe or detector. stage: "open", "probe", "step", "check", "evaluate" or "generate". step: of the run,
+    from 1, None before the first. layer, operation: where in the model, as far as it is told. words: the whole message."""
+
+    by: str
+    stage: str
+    step: int | None
+    words: str
+    layer: int | None = None
+    operation: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a fault on one seed. right: it was seen in time, and by what should see it. public: the public rules that
+    fired, with their step. damage: nats per label by which the run is worse than the clean one of the seed, where nothing
+    watches; None where there is nothing to measure, infinite where nothing that can be used came out. losses: of that run.
+    refused: why there is no such run, where even then something could not go on."""
+
+    fault: str
+    seed: int
+    seen: Seen | None
+    right: bool
+    public: dict[str, int] = field(default_factory=dict)
+    damage: float | None = None
+    losses: list[float | None] = field(default_factory=list)
+    refused: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        damage = self.damage if self.damage is None or math.isfinite(self.damage) else "inf"
+        return {**asdict(self), "damage": damage}
+
+
+def trial(fault: Fault, ground: Ground, work: Path) -> Trial:
+    """Plant a fault on a seed. work: a directory for what is made on the way; nothing is left in it."""
+    path = work / f"{fault.name}-{ground.seed}"
+    with _silence():
+        try:
+            seen = _watched(fault, ground, _fresh(path, fault, ground))
+            unwatched = _unwatched(fault, ground, _fresh(path, fault, ground))
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+    return Trial(fault.name, ground.seed, seen, _right(fault, seen), **unwatched)
+
+
+def _right(fault: Fault, seen: Seen | None) -> bool:
+    if seen is None or seen.by not in fault.seen_by:
+        return False
+    if seen.step is None:
+        return True
+    begins = fault.at or 1
+    return begins <= seen.step <= begins + fault.within
+
+
+def _fresh(path: Path, fault: Fault, ground: Ground) -> Path:
+    """The directory that a fault's scene begins with: none, or a copy of a clean run."""
+    shutil.rmtree(path, ignore_errors=True)
+    if _resumed(fault):
+        shutil.copytree(ground.half, path)
+    elif fault.scene in ("check", "evaluate", "generate"):
+        shutil.copytree(ground.whole, path)
+    return path
+
+
+def _resumed(fault: Fault) -> bool:
+    """Whether the scene is a run that goes on: as it is for a fault that begins only then, in a run of the same numbers."""
+    same = config_fingerprint(small(changes=fault.config)) == config_fingerprint(small())
+    return fault.scene == "resume" or (fault.scene == "train" and fault.at is not None and fault.at >= BEGINS and same)
+
+
+def _config(fault: Fault, ground: Ground) -> Any:
+    parts = {} if _resumed(fault) else ground.parts()
+    if fault.scene == "build":
+        parts = {"tokenizer.path": parts["tokenizer.path"]}
+    return small(ground.seed, {**parts, **fault.config})
+
+
+# ---- everything watches ----------------------------------------------------------------------------------------------
+
+
+def _watched(fault: Fault, ground: Ground, path: Path) -> Seen | None:
+    cfg = with_fields(_config(fault, ground), {"watch.stop_at": ",".join(BUDGETS)})
+    before = _lines(path)
+    try:
+        with planted(fault, path):
+            return _played(fault, cfg, path)
+    except ContractError as error:
+        seen = _seen(error, path, before)
+    except InputError as error:
+        seen = Seen("input", "open", None, str(error))
+    if fault.operation and seen.by == "nonfinite" and seen.step is not None:
+        return _localised(fault, path, seen)
+    return seen
+
+
+def _played(fault: Fault, cfg: Any, path: Path) -> Seen | None:
+    """Go through the fault's scene; return what `jaxlm check` finds, raise what breaks on the way."""
+    if fault.scene in ("build", "train", "resume"):
+        quiet_fit(cfg, path)
+    if fault.scene != "generate":
+        for finding in audit(path):
+            if not finding.kept:
+                return Seen(finding.contract, "check", None, str(finding.error()))
+    if fault.scene != "check":
+        run = Run.load(path)
+        if fault.scene != "generate":
+            _at("evaluate", lambda: evaluate(run))
+        if fault.scene in ("generate", "resume"):
+            _at("generate", lambda: generated(run))
+    return None
+
+
+def _at(stage: str, play: Any) -> Any:
+    try:
+        return play()
+    except ContractError as error:
+        error.stage = stage  # type: ignore[attr-defined]
+        raise
+
+
+def generated(run: Run) -> list[str]:
+    """Short continuations, greedy and drawn, of prompts of different length."""
+    engine = Engine.of(run)
+    found = engine.generate(PROMPTS, max_new_tokens=8, sampling=Sampling(temperature=0.0))
+    return [generation.text for generation in found]
+
+
+def _seen(error: ContractError, path: Path, before: int) -> Seen:
+    stage, by = getattr(error, "stage", ""), error.contract
+    if stage:
+        return Seen(by.removeprefix("probe "), stage, None, str(error))
+    if by.startswith("probe "):
+        return Seen(by.removeprefix("probe "), "probe", None, str(error))
+    alarms = [event for event in _events(path) if event["event"] == "alarm" and event["detector"] == by]
+    if by in BUDGETS and alarms:
+        last = alarms[-1]
+        return Seen(by, "step", int(last["step"]), str(error), last["layer"], str(last["what"]))
+    done = _lines(path)
+    if done > before or (done and f"step {done + 1}" in str(error.artifact)):
+        return Seen(by, "step", done + (0 if f"step {done}" in str(error.artifact) else 1), str(error))
+    return Seen(by, "open", None, str(error))
+
+
+def _lines(path: Path) -> int:
+    log = path / "telemetry.jsonl"
+    return len(log.read_bytes().splitlines()) if log.is_file() else 0
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    log = path / "events.jsonl"
+    return [event for event, _ in read_log(log)] if log.is_file() else []
+
+
+def _localised(fault: Fault, path: Path, seen: Seen) -> Seen:
+    """With what `jaxlm replay` says of the step: the first equation that made a value which is not finite."""
+    assert seen.step is not None
+    with planted(fault, path, replayed=True):
+        result = replay_step(recorded(Run.load(path), seen.step))
+    origin = next(iter(result.origins), None)
+    if origin is None:
+        return seen
+    layer = origin.layer if origin.layer is not None else seen.layer
+    return Seen(seen.by, seen.stage, seen.step, f"{seen.words}\n{result.words()}", layer, str(origin.primitive))
+
+
+# ---- nothing watches -------------------------------------------------------------------------------------------------
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+UNWATCHED = (
+    Patch("jaxlm.train.loop:probe", lambda real: lambda session: {}),
+    Patch("jaxlm.train.session:check_batch", lambda real: _nothing),
+    Patch("jaxlm.train.session:check_supervised", lambda real: _nothing),
+    Patch("jaxlm.train.guard:require_equal_replicas", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:run_probes", lambda real: lambda *_, **__: iter(())),
+    Patch("jaxlm.evaluate.bits:check_batch", lambda real: _nothing),
+)
+"""What checks a run, taken away: the other half of the measurement."""
+
+
+def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
+    """The fields of a `Trial` that come of the run that nothing watches."""
+    clean = ground.facts()
+    if fault.scene in ("check", "generate"):
+        return {}
+    cfg = with_fields(_config(fault, ground), {"train.max_skipped": 1 << 30, "watch.recompute_every": 0, "watch.bundles": 0})
+    try:
+        with patched(UNWATCHED), planted(fault, path):
+            if fault.scene == "evaluate":
+                return {"damage": float(evaluate(Run.load(path)).result["loss"]) - clean["evaluated"]}
+            quiet_fit(cfg, path)
+    except (ContractError, InputError) as error:  # what cannot be silenced: an artifact that does not open
+        return {"refused": str(error)}
+    run = Run.load(path)
+    damage = true_loss(run) - clean["loss"]
+    return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, "losses": losses(run)}
+
+
+def _public(run: Run) -> dict[str, int]:
+    """The first step in which each public rule fires."""
+    state = public_rules()
+    fired: dict[str, int] = {}
+    for record in run.telemetry():
+        state, rules = observe(state, record)
+        for rule in rules:
+            fired.setdefault(rule, int(record["step"]))
+    return fired
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Progress, warnings and the lines of libraries go nowhere."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

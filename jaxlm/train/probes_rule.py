@@ -1,0 +1,136 @@
+"""Probes of what a step promises as arithmetic: the gradient is that of the loss, the update is AdamW's.
+
+Both are compared with something that shares no code with them: differences of the loss, and the formula in NumPy float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.config.schema import OptimConfig
+from jaxlm.model.spec import named_leaves
+from jaxlm.optim import schedule_of
+from jaxlm.parallel import processes
+from jaxlm.train.probes import Bench, Probe
+from jaxlm.train.state import policy
+
+# Of the loss, in float32: by how much it is moved, and what rounding does to a mean over some hundred labels.
+MOVED, NOISE = 2e-3, 4e-6
+LARGEST = 0.05  # share of a parameter that it is moved by, at most
+AGREE = 0.15  # relative difference of a derivative and a difference, over rounding: what curvature may do
+CORNER = 8  # elements along each axis of a leaf that are followed through the update
+EXACT = 2e-3  # relative difference of an update in float32 and in float64
+
+
+def gradient_of_loss(bench: Bench) -> Probe:
+    """The loss falls along the gradient as fast as its norm says, and moves with each parameter's size as the gradient says.
+
+    Sees sums for means, rows that are left out, and branches from which no gradient comes back. Costs two forward passes of
+    the small batch for each parameter's leaf. Where rounding hides what a leaf does, that leaf gives no verdict; a run in
+    half precision is looked at along its gradient only, by the losses of float32, for which one program more is compiled.
+    """
+    name, batch = "gradient_of_loss", bench.batch
+    grads = named_leaves(bench.gradients(batch).grads)
+    params = named_leaves(bench.params)
+    norm = math.sqrt(sum(_dot(g, g) for g in grads.values()))
+    half = policy(bench.cfg).compute != "float32"
+    train = dataclasses.replace(bench.cfg.train, precision="float32")
+    other = Bench(dataclasses.replace(bench.cfg, train=train), bench.mesh, bench.params, bench.full) if half else bench
+    base = _loss(other, params)
+    noise, target = NOISE * max(base, 1.0), MOVED * max(base, 1.0)
+    if not math.isfinite(norm) or not norm:
+        return Probe(name, False, "a gradient that is finite and not 0", f"a norm of {norm}")
+    along = {leaf: g * (target / norm**2) for leaf, g in grads.items()}
+    directions: list[tuple[str, dict[str, Any], float]] = [("the gradient", along, target)]
+    for leaf, p in () if half else params.items():
+        size, slope = math.sqrt(_dot(p, p)), _dot(grads[leaf], p)
+        if size:
+            factor = min(LARGEST, target / abs(slope)) if slope else LARGEST
+            directions.append((leaf, {leaf: p * factor}, slope * factor))
+    for words, moved, expected in directions:
+        up, down = (_loss(other, {**params, **{k: params[k] + sign * d for k, d in moved.items()}}) for sign in (1.0, -1.0))
+        found = (up - down) / 2
+        if abs(found - expected) > AGREE * max(abs(expected), abs(found)) + noise:
+            why = f"a loss that moves by {expected:.3g} along {words}, as the gradient says"
+            return Probe(name, False, why, f"one that moves by {found:.3g}")
+    return Probe(name, True, "differences of the loss as the gradient says", f"{len(directions)} directions agree")
+
+
+def _dot(a: Any, b: Any) -> float:
+    return float(processes.whole(jax.numpy.sum(a.astype(jax.numpy.float32) * b.astype(jax.numpy.float32))))
+
+
+def _loss(bench: Bench, params: dict[str, Any]) -> float:
+    """The objective of the small batch, nats per label, summed in float64."""
+    tree = jax.tree.unflatten(jax.tree.structure(bench.params), params.values())
+    logits, nll = bench.forward(bench.batch, tree)
+    mask, z_loss = bench.batch.loss_mask, bench.cfg.train.z_loss
+    total = float(nll[mask].astype(np.float64).sum())
+    if z_loss:
+        wide = logits[mask][:, : bench.cfg.model.vocab_size].astype(np.float64)
+        peak = wide.max(axis=-1)
+        total += z_loss * float(np.square(peak + np.log(np.exp(wide - peak[:, None]).sum(axis=-1))).sum())
+    return total / int(mask.sum())
+
+
+def update_rule(bench: Bench) -> Probe:
+    """Two updates from a fresh state, the first of a gradient that is clipped, are those of AdamW as the config describes it.
+
+    Followed in a corner of every leaf, in float64. Sees clipping, bias correction, epsilon, betas, decay and rate that are
+    not the config's. No program is compiled for it that other probes do not need.
+    """
+    name, cfg = "update_rule", bench.cfg.optim
+    gradients = bench.gradients(bench.batch)
+    norm = math.sqrt(sum(_dot(g, g) for g in jax.tree.leaves(gradients.grads)))
+    limit = cfg.clip_norm or 1.0
+    state = bench.state(bench.params)
+    rule = {leaf: _Rule(cfg, leaf, _corner(p)) for leaf, p in named_leaves(state.params).items()}
+    schedule = schedule_of(cfg, bench.cfg.train.steps)
+    for count, size in enumerate((2.0 * limit, -0.3 * limit)):
+        given = jax.tree.map(lambda g, size=size: g * (size / norm), gradients.grads)
+        before = {leaf: _corner(p) for leaf, p in named_leaves(state.params).items()}
+        state, _ = bench.apply(state, gradients._replace(grads=given))
+        clip = min(1.0, limit / abs(size)) if cfg.clip_norm else 1.0
+        corners = {leaf: _corner(g) for leaf, g in named_leaves(given).items()}
+        for leaf, p in named_leaves(state.params).items():
+            expected = rule[leaf].update(corners[leaf] * clip, before[leaf], count + 1, float(schedule(count)))
+            moved = _corner(p) - before[leaf]
+            # What is added to a parameter is rounded to the parameter's last bit.
+            allowed = EXACT * np.abs(expected).max() + 2.0**-23 * np.abs(before[leaf])
+            if (np.abs(moved - expected) > allowed).any():
+                worst = np.unravel_index(np.argmax(np.abs(moved - expected) - allowed), moved.shape)
+                why = f"update {count + 1} of {leaf} as AdamW says, {expected[worst]:.6g}"
+                return Probe(name, False, why, f"{moved[worst]:.6g}")
+    return Probe(name, True, "two updates as AdamW says", f"those of {len(rule)} leaves")
+
+
+def _corner(leaf: jax.Array) -> np.ndarray:
+    """The corner of what this process's first device holds of a leaf; gradients lie as their parameters do."""
+    held = np.asarray(leaf.addressable_shards[0].data)
+    return held[tuple(slice(0, CORNER) for _ in held.shape)].astype(np.float64)
+
+
+class _Rule:
+    """AdamW on an array: Loshchilov & Hutter 2019, algorithm 2, with the decay multiplied by the rate."""
+
+    def __init__(self, cfg: OptimConfig, leaf: str, like: np.ndarray):
+        self.cfg, self.m, self.v = cfg, np.zeros_like(like), np.zeros_like(like)
+        self.decay = 0.0 if cfg.no_decay and re.search(cfg.no_decay, leaf) else cfg.weight_decay
+
+    def update(self, g: np.ndarray, p: np.ndarray, n: int, rate: float) -> np.ndarray:
+        """What the n-th update adds to `p`."""
+        self.m = self.cfg.b1 * self.m + (1 - self.cfg.b1) * g
+        self.v = self.cfg.b2 * self.v + (1 - self.cfg.b2) * g * g
+        m, v = self.m / (1 - self.cfg.b1**n), self.v / (1 - self.cfg.b2**n)
+        return -rate * (m / (np.sqrt(v) + self.cfg.eps) + self.decay * p)
+
+
+RULES: tuple[Callable[[Bench], Probe], ...] = (gradient_of_loss, update_rule)
+"""The probes of a step's arithmetic."""

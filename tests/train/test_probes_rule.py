@@ -1,0 +1,130 @@
+"""The probes of a step's arithmetic pass on the code as it is, and each fails on the faults that it is there for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.config import schema
+from jaxlm.data import Batch
+from jaxlm.optim import optimizer_of
+from jaxlm.parallel import make_mesh
+from jaxlm.train import probes_rule as rule
+from jaxlm.train.probes import Bench
+from jaxlm.train.state import initial_state
+
+CFG = schema.RunConfig(
+    model=schema.ModelConfig(d_model=16, n_layers=2, n_heads=2, context_length=64, vocab_size=50, vocab_multiple=64),
+    optim=schema.OptimConfig(lr=1e-2, warmup_steps=10),
+    train=schema.TrainConfig(steps=50, batch_size=4),
+)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """Compiled once: faults are planted in what its functions return."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, 50, (4, 65), dtype=np.int32)
+    t = np.broadcast_to(np.arange(64, dtype=np.int32), (4, 64)).copy()
+    mesh = make_mesh(CFG.mesh)
+    with jax.set_mesh(mesh):
+        batch = Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), np.ones((4, 64), bool), np.ones_like(t), t)
+        made = Bench(CFG, mesh, initial_state(CFG, mesh).params, batch)
+        found = made.gradients(made.batch)
+        made.gradients = lambda batch: found
+        yield made
+
+
+@pytest.fixture
+def planted(bench, monkeypatch):
+    """Plant other gradients."""
+
+    def plant(change):
+        found = bench.gradients(bench.batch)
+        monkeypatch.setattr(bench, "gradients", lambda batch: found._replace(grads=change(found.grads)))
+
+    return plant
+
+
+def test_both_pass_on_the_code_as_it_is(bench):
+    assert rule.gradient_of_loss(bench).passed
+    assert rule.update_rule(bench).passed
+
+
+def of_blocks(**changes):
+    return lambda grads: dataclasses.replace(grads, blocks=dataclasses.replace(grads.blocks, **changes))
+
+
+GRADIENTS = {
+    "twice the gradient": lambda grads: jax.tree.map(lambda g: 2.0 * g, grads),
+    "half of it": lambda grads: jax.tree.map(lambda g: 0.5 * g, grads),
+    "its negative": lambda grads: jax.tree.map(lambda g: -g, grads),
+    "nothing comes back from one leaf": lambda grads: of_blocks(wv=jnp.zeros_like(grads.blocks.wv))(grads),
+    "two layers exchanged": lambda grads: of_blocks(w_down=jnp.flip(grads.blocks.w_down, axis=0))(grads),
+    "the embedding without its head": lambda grads: dataclasses.replace(grads, embed=0.3 * grads.embed),
+    "none": lambda grads: jax.tree.map(jnp.zeros_like, grads),
+    "NaN": lambda grads: jax.tree.map(lambda g: g * jnp.nan, grads),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_a_gradient_that_is_not_that_of_the_loss_is_seen(name, bench, planted):
+    planted(GRADIENTS[name])
+    assert not rule.gradient_of_loss(bench).passed
+
+
+UPDATES = {
+    "ten times the rate": {"lr": 1e-1},
+    "another epsilon": {"eps": 1e-2},
+    "betas exchanged": {"b1": 0.95, "b2": 0.9},
+    "no clipping": {"clip_norm": 0.0},
+    "another limit": {"clip_norm": 0.1},
+    "no warm-up": {"warmup_steps": 0},
+    "decay on everything": {"no_decay": ""},
+    "no decay": {"weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_that_is_not_the_configs_is_seen(name, bench, monkeypatch):
+    """The bench applies with optax's interface, without compiling: what another config would have made."""
+    optimizer = optimizer_of(dataclasses.replace(CFG.optim, **UPDATES[name]), CFG.train.steps)
+    state = bench.state(bench.params)
+    monkeypatch.setattr(bench, "state", lambda params: dataclasses.replace(state, opt_state=optimizer.init(params)))
+
+    def apply(state, gradients):
+        updates, opt_state = optimizer.update(gradients.grads, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        return dataclasses.replace(state, params=params, opt_state=opt_state), None
+
+    monkeypatch.setattr(bench, "apply", apply)
+    assert not rule.update_rule(bench).passed
+
+
+def test_the_same_way_with_the_configs_own_optimizer_passes(bench, monkeypatch):
+    optimizer = optimizer_of(CFG.optim, CFG.train.steps)
+
+    def apply(state, gradients):
+        updates, opt_state = optimizer.update(gradients.grads, state.opt_state, state.params)
+        return dataclasses.replace(state, params=jax.tree.map(jnp.add, state.params, updates), opt_state=opt_state), None
+
+    monkeypatch.setattr(bench, "apply", apply)
+    assert rule.update_rule(bench).passed
+
+
+@pytest.mark.parametrize("lr", [1e-9, 1e-7])
+def test_a_rate_that_float32_hardly_shows_is_no_fault(bench, monkeypatch, lr):
+    cfg = dataclasses.replace(CFG, optim=dataclasses.replace(CFG.optim, lr=lr))
+    optimizer = optimizer_of(cfg.optim, cfg.train.steps)
+    monkeypatch.setattr(bench, "cfg", cfg)
+
+    def apply(state, gradients):
+        updates, opt_state = optimizer.update(gradients.grads, state.opt_state, state.params)
+        return dataclasses.replace(state, params=jax.tree.map(jnp.add, state.params, updates), opt_state=opt_state), None
+
+    monkeypatch.setattr(bench, "apply", apply)
+    state = bench.state(bench.params)
+    monkeypatch.setattr(bench, "state", lambda params: dataclasses.replace(state, opt_state=optimizer.init(params)))
+    assert rule.update_rule(bench).passed
