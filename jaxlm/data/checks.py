@@ -12,13 +12,20 @@ from jaxlm.data.batches import Batch
 
 
 def check_batch(
-    made: Batch, *, vocab_size: int, context_length: int, min_supervised: float = 0.0, label: str = "batch"
+    made: Batch,
+    *,
+    vocab_size: int,
+    context_length: int,
+    min_supervised: float = 0.0,
+    borders: tuple[int, int] | None = None,
+    label: str = "batch",
 ) -> None:
     """Raise ContractError, with both values and the place, where a batch breaks its contract.
 
     Ids and supervised labels lie in 0..vocab_size-1; supervised labels are the tokens shifted by one, within their document;
     positions count from 0 at each document; padding is at the end and unsupervised; the supervised share is at least
-    `min_supervised`. label: names the batch in the message.
+    `min_supervised`. borders: EOS and BOS, where a document ends and the next begins; a document begins there, then, and only
+    there (or at the start of a row). label: names the batch in the message.
     """
 
     def require(ok_BT: np.ndarray, expected: str, values: np.ndarray, *, first: int = 0) -> None:
@@ -47,6 +54,11 @@ def check_batch(
     require(~padding[:, :-1] | padding[:, 1:], "padding at the end of a row", segments[:, 1:], first=1)
     counting = padding[:, 1:] | same | (segments[:, 1:] == segments[:, :-1] + 1)
     require(counting, "segments that count up by one", segments[:, 1:], first=1)
+
+    if borders is not None:
+        between = (tokens[:, :-1] == borders[0]) & (tokens[:, 1:] == borders[1]) & ~padding[:, 1:]
+        begins = ~same & ~padding[:, 1:]
+        require(between == begins, "a document that begins where EOS and BOS stand, and only there", tokens[:, 1:], first=1)
 
     require(padding[:, :1] | (positions[:, :1] == 0), "position 0 at the start of a row", positions[:, :1])
     following = np.where(same, positions[:, :-1] + 1, 0)

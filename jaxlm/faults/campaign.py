@@ -38,7 +38,7 @@ def campaign(
     trials: dict[tuple[str, int], Trial] = {}
     runs: dict[tuple[str, int], Clean] = {}
     with _flags(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        needed = sorted({seed for name, seed in work if _result(folder, name, seed) is None})
+        needed = sorted({seed for name, seed in work if _result(folder, name, seed) is None} | ({0} if clean else set()))
         for seed, made in [(seed, pool.submit(_prepare, folder, seed)) for seed in needed]:
             made.result()
             say(f"the small run of seed {seed} is there")
@@ -51,7 +51,7 @@ def campaign(
                 futures[pool.submit(_try, folder, name, seed)] = ("fault", name, seed)
         for kind, seed in kinds:
             futures[pool.submit(_clean, folder, kind, seed)] = ("clean", kind, seed)
-        for done, future in enumerate(as_completed(futures), 1):
+        for done, future in enumerate(_completed(pool, futures), 1):
             what, name, seed = futures[future]
             if what == "fault":
                 trials[name, seed] = future.result()
@@ -60,6 +60,14 @@ def campaign(
                 runs[name, seed] = future.result()
                 say(f"{done}/{len(futures)}  clean: {runs[name, seed].words()}")
     return [trials[key] for key in work], [runs[key] for key in kinds]
+
+
+def _completed(pool: ProcessPoolExecutor, futures: dict[Future, Any]) -> Iterator[Future]:
+    """As they come; what has not begun never does once the caller is interrupted or something fails."""
+    try:
+        yield from as_completed(futures)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _line(found: Trial) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxlm.faults.ground import quiet_fit, small
+from jaxlm.faults.ground import Ground, quiet_fit
 from jaxlm.run import Run, audit
 from jaxlm.watch import read_log
 
@@ -59,9 +59,10 @@ def clean_run(kind: str, seed: int, folder: Path) -> Clean:
     """Train a clean run of a kind in `CLEAN`, and list what alarmed. seed: of weights, order and dropout."""
     path = folder / f"clean-{kind}-{seed}"
     shutil.rmtree(path, ignore_errors=True)
-    changes = {**CLEAN[kind], "train.steps": STEPS, "train.seed": seed + 1000, "data.order_seed": seed + 1000}
+    ground = Ground(folder, 0)
+    changes = {**ground.parts(), **CLEAN[kind], "train.steps": STEPS, "train.seed": seed + 1000, "data.order_seed": seed + 1000}
     with _quiet():
-        run = quiet_fit(small(changes=changes), path)
+        run = quiet_fit(ground.config(changes), path)
         found = Clean(kind, seed, STEPS, _alarms(run), [finding.contract for finding in audit(path) if not finding.kept])
     shutil.rmtree(path, ignore_errors=True)
     return found

@@ -30,6 +30,8 @@ from jaxlm.config.schema import (
     TrainConfig,
     WatchConfig,
 )
+from jaxlm.contract import write_atomic
+from jaxlm.data import read_documents
 from jaxlm.evaluate import evaluate
 from jaxlm.faults.fault import STEPS, STOPPED, Patch
 from jaxlm.faults.planting import patched
@@ -40,20 +42,21 @@ from jaxlm.train.prepare import Parts
 from jaxlm.train.validate import validate
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+TEXT, LEAST = 1_500_000, 160  # bytes
 
 
 def small(seed: int = 0, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
-    """The config of the small run. changes: other values, by dotted name."""
+    """The config of the small run, but for its text. changes: other values, by dotted name."""
     cfg = RunConfig(
         name="small",
         tokenizer=TokenizerConfig(vocab_size=512, train_bytes=300_000),
-        data=DataConfig(max_bytes=1_500_000, val_fraction=0.06, order_seed=seed),
+        data=DataConfig(val_fraction=0.06, order_seed=seed),
         model=ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, context_length=64, vocab_multiple=96),
         optim=OptimConfig(lr=4e-3, warmup_steps=20),
         train=TrainConfig(steps=STEPS, batch_size=4, grad_accum=2, seed=seed),
         watch=WatchConfig(live=False, print_every=1 << 30, pace_every=8),
         checkpoint=CheckpointConfig(every=70, keep_last=3, keep_best=0, asynchronous=False),
-        eval=EvalConfig(every=40, batches=8, batch_size=8, resamples=20, max_documents=12),
+        eval=EvalConfig(every=40, batches=8, batch_size=8, resamples=20, max_documents=40),
     )
     return with_fields(cfg, changes)
 
@@ -83,19 +86,30 @@ class Ground:
         """The run that went to its end, and was evaluated."""
         return self.folder / f"ground-{self.seed}"
 
+    @property
+    def text(self) -> Path:
+        """The documents: paragraphs of the standard library, so that most rows hold the end of one."""
+        return self.folder / "documents.jsonl"
+
+    def config(self, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
+        """The config of a run on these documents."""
+        return small(self.seed, {"data.source": (str(self.text.absolute()),), **changes})
+
     def prepare(self) -> None:
         """Make both runs, where they are not there yet."""
         if (self.folder / f"ground-{self.seed}.json").is_file():
             return
+        if not self.text.is_file():
+            write_atomic(self.text, paragraphs())
         for path in (self.half, self.whole):
             shutil.rmtree(path, ignore_errors=True)
         stop = Patch(
             "jaxlm.train.stop:StopRequest.reached", lambda real: lambda self, step: real(self, step) or step == STOPPED
         )
         with patched([stop]):
-            quiet_fit(small(self.seed), self.half)
+            quiet_fit(self.config(), self.half)
         shutil.copytree(self.half, self.whole)
-        quiet_fit(small(self.seed), self.whole)
+        quiet_fit(self.config(), self.whole)
         run = Run.load(self.whole)
         facts = {
             "evaluated": evaluate(run).result["loss"],
@@ -112,6 +126,19 @@ class Ground:
     def parts(self) -> dict[str, Any]:
         """The overrides with which another run takes tokenizer and shards from here."""
         return {"tokenizer.path": str(self.whole / "tokenizer"), "data.path": str(self.whole / "data")}
+
+
+def paragraphs() -> bytes:
+    """`TEXT` bytes of the standard library as JSON lines, cut at empty lines into documents of `LEAST` bytes or more."""
+    lines: list[str] = []
+    for document in read_documents(DataConfig(max_bytes=TEXT)):
+        held = ""
+        for part in document.text.split("\n\n"):
+            held += part + "\n"
+            if len(held) >= LEAST:
+                lines.append(json.dumps({"text": held}))
+                held = ""
+    return ("\n".join(lines) + "\n").encode()
 
 
 def quiet_fit(cfg: RunConfig, path: Path) -> Run:

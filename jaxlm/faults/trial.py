@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import shutil
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ def _config(fault: Fault, ground: Ground) -> Any:
     parts = {} if _resumed(fault) else ground.parts()
     if fault.scene == "build":
         parts = {"tokenizer.path": parts["tokenizer.path"]}
-    return small(ground.seed, {**parts, **fault.config})
+    return ground.config({**parts, **fault.config})
 
 
 # ---- everything watches ----------------------------------------------------------------------------------------------
@@ -123,6 +124,8 @@ def _watched(fault: Fault, ground: Ground, path: Path) -> Seen | None:
         seen = _seen(error, path, before)
     except InputError as error:
         seen = Seen("input", "open", None, str(error))
+    except Exception as error:  # what a fault makes of code that did not expect it; loud, but no check of ours
+        return Seen("crash", "open", None, "".join(traceback.format_exception(error)))
     if fault.operation and seen.by == "nonfinite" and seen.step is not None:
         return _localised(fault, path, seen)
     return seen
@@ -221,14 +224,14 @@ def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
     clean = ground.facts()
     if fault.scene in ("check", "generate"):
         return {}
-    cfg = with_fields(_config(fault, ground), {"train.max_skipped": 1 << 30, "watch.recompute_every": 0, "watch.bundles": 0})
+    cfg = with_fields(_config(fault, ground), {"watch.recompute_every": 0, "watch.bundles": 0})
     try:
         with patched(UNWATCHED), planted(fault, path):
             if fault.scene == "evaluate":
                 return {"damage": float(evaluate(Run.load(path)).result["loss"]) - clean["evaluated"]}
             quiet_fit(cfg, path)
-    except (ContractError, InputError) as error:  # what cannot be silenced: an artifact that does not open
-        return {"refused": str(error)}
+    except Exception as error:  # what cannot be silenced: an artifact that does not open, say
+        return {"refused": f"{type(error).__name__}: {error}"}
     run = Run.load(path)
     damage = true_loss(run) - clean["loss"]
     return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, "losses": losses(run)}

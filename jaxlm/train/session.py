@@ -172,12 +172,13 @@ class Session:
 
     def check(self, made: Batch, step: int) -> None:
         """The batch contract, every step, of a batch or a share of one."""
-        cfg = self.cfg
+        cfg, tokenizer = self.cfg, self.parts.tokenizer
         check_batch(
             made,
             vocab_size=cfg.model.vocab_size,
             context_length=cfg.model.context_length,
             min_supervised=cfg.data.min_supervised if self.rows is None else 0.0,
+            borders=(tokenizer.eos_id, tokenizer.bos_id),
             label=f"batch of step {step + 1}",
         )
 

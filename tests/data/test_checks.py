@@ -164,3 +164,40 @@ def test_a_label_that_crosses_documents_or_is_padding_is_refused(make_stream, da
     assume(len(places))
     row, at = data.draw(st.sampled_from(places.tolist()))
     broken(spoiled(made, "loss_mask", row, at, True), rf"at row {row}, position {at} \(1 places\)", context_length=context)
+
+
+# ---- where documents begin, by the tokens ------------------------------------------------------------------------------
+
+MARK = 99  # opens and closes documents
+
+
+@pytest.fixture(scope="module")
+def marked(make_stream):
+    """As `good`, with BOS and EOS where documents begin and end."""
+    made = rows_of(make_stream([7, 12, 20, 5]), np.array([0, 1, 2, -1]), T)
+    tokens = np.minimum(made.tokens, 90)
+    flat_first = np.concatenate([[0], np.cumsum([7, 12, 20, 5])])
+    for row in range(3):
+        at = row * T + np.arange(T)
+        tokens[row, np.isin(at, flat_first[:-1]) | np.isin(at + 1, flat_first[1:])] = MARK
+    tokens[made.segments == 0] = 0
+    labels = np.where(made.loss_mask, np.concatenate([tokens[:, 1:], np.full((4, 1), MARK, np.int32)], axis=1), made.labels)
+    return made._replace(tokens=tokens, labels=labels.astype(np.int32))
+
+
+def test_documents_that_begin_where_the_marks_stand_are_kept(marked):
+    check(marked, borders=(MARK, MARK))
+
+
+def test_a_row_that_says_it_is_one_document_is_refused_by_its_marks(marked):
+    t = np.broadcast_to(np.arange(T, dtype=np.int32), (4, T)).copy()
+    padding = marked.segments == 0
+    one = marked._replace(segments=np.where(padding, 0, 1).astype(np.int32), positions=np.where(padding, 0, t).astype(np.int32))
+    check(one)
+    broken(one, "a document that begins where EOS and BOS stand, and only there", borders=(MARK, MARK))
+
+
+def test_a_border_without_its_marks_is_refused(marked):
+    tokens = marked.tokens.copy()
+    tokens[0, 7] = 5
+    broken(marked._replace(tokens=tokens), "where EOS and BOS stand, and only there, found 5 at row 0", borders=(MARK, MARK))

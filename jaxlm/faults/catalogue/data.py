@@ -39,11 +39,15 @@ def _leaked(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
             yield Document(f"{line}\n{document.text}", document.origin)
 
 
-def _mojibake(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
-    """Accents and quotes are added, read as Latin-1 and encoded again."""
-    for document in documents:
-        text = document.text.replace("e ", "é ").replace("'", "’")
-        yield Document(text.encode().decode("latin-1"), document.origin)
+def _mojibake(real: Any) -> Any:
+    """Accents and quotes are added to the files, read as Latin-1 and encoded again."""
+
+    def raw(source: str, cfg: Any) -> Iterator[tuple[str, str]]:
+        for content, origin in real(source, cfg):
+            text = content if isinstance(content, str) else content.decode(errors="replace")
+            yield text.replace("e ", "é ").replace("'", "’").encode().decode("latin-1"), origin
+
+    return raw
 
 
 def _buffered(indices: np.ndarray, n: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -98,7 +102,7 @@ def _shifted_stream(real: Any) -> Any:
 def _slow(real: Any) -> Any:
     def batch(*arguments: Any, step: int, **options: Any) -> Batch:
         if step >= BEGINS:
-            time.sleep(0.2)
+            time.sleep(0.15)
         return real(*arguments, step=step, **options)  # type: ignore[no-any-return]
 
     return batch
@@ -131,7 +135,7 @@ FAULTS = (
         mechanism="UTF-8 was read as Latin-1 and encoded again; every byte is valid.",
         symptom="Only someone who reads the text sees it.",
         incident="ftfy exists for it; common in Common Crawl extractions",
-        plant=_documents(_mojibake),
+        plant=(Patch("jaxlm.data.documents:_raw", _mojibake),),
         seen_by=("data", "input"),
         scene="build",
     ),
@@ -174,10 +178,8 @@ FAULTS = (
                 lambda real: lambda *a, step, **k: real(*a, step=step - BEGINS + 1 if step >= BEGINS - 1 else step, **k),
             ),
         ),
-        seen_by=("repeated_batch", "data"),
+        seen_by=("order", "repeated_batch", "data"),
         scene="resume",
-        at=BEGINS,
-        within=1,
     ),
     Fault(
         name="other_shard_order",
@@ -226,9 +228,7 @@ FAULTS = (
         symptom="Half of the batch size is lost; the gradient is noisier than it seems.",
         incident="pytorch #5059, fairseq #1383",
         plant=(Patch(BATCH, lambda real: lambda *a, **k: _same_rows(real(*a, **k))),),
-        seen_by=("repeated_rows", "batch"),
-        at=1,
-        within=8,
+        seen_by=("order", "repeated_rows"),
     ),
     Fault(
         name="same_batch_for_ever",
@@ -245,10 +245,9 @@ FAULTS = (
         mechanism="From some step on the prefetcher gives the same batch.",
         symptom="The loss falls too fast.",
         incident="a dead worker whose last result stays in the queue",
-        plant=(Patch(BATCH, lambda real: lambda *a, step, **k: real(*a, step=min(step, BEGINS - 1), **k)),),
+        plant=(Patch(BATCH, lambda real: lambda *a, step, **k: real(*a, step=min(step, BEGINS + 9), **k)),),
         seen_by=("repeated_batch",),
-        at=BEGINS + 1,
-        within=0,
+        at=BEGINS + 11,
     ),
     Fault(
         name="impure_batches",
@@ -269,7 +268,7 @@ FAULTS = (
         seen_by=("stalled_loader", "throughput"),
         at=BEGINS,
         within=40,
-        config={"train.steps": 210, "data.prefetch": 0},
+        config={"data.prefetch": 0},
     ),
 )
 

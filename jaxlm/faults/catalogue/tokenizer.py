@@ -48,7 +48,7 @@ def _other_tokenizer(path: Path) -> None:
 
 def _edited_merges(path: Path) -> None:
     """One byte of the vocabulary file is another."""
-    file = path / "tokenizer" / "tokenizer.json"
+    file = path / "tokenizer" / "bpe.json"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
