@@ -65,7 +65,8 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """As a line of the table: fault, layer of the stack, by, when, where, damage, public rules."""
         damage = "" if self.damage is None else "lost" if math.isinf(self.damage) else f"{self.damage:+.2f}"
-        seen = self.by if len(self.trials) == self.detected else f"{self.by} ({self.detected}/{len(self.trials)})"
+        whole = len(self.trials) == self.detected or (self.fault.unseen and self.by.startswith("nothing"))
+        seen = self.by if whole else f"{self.by} ({self.detected}/{len(self.trials)})"
         return self.fault.name, self.fault.layer, seen, self.when, self.where, damage, self.public
 
 

@@ -130,7 +130,7 @@ FAULTS = (
         scene="build",
     ),
     Fault(
-        name="mojibake",
+        name="read_as_latin_1",
         layer="data",
         mechanism="UTF-8 was read as Latin-1 and encoded again; every byte is valid.",
         symptom="Only someone who reads the text sees it.",
@@ -246,7 +246,7 @@ FAULTS = (
         symptom="The loss falls too fast.",
         incident="a dead worker whose last result stays in the queue",
         plant=(Patch(BATCH, lambda real: lambda *a, step, **k: real(*a, step=min(step, BEGINS + 9), **k)),),
-        seen_by=("repeated_batch",),
+        seen_by=("order", "repeated_batch"),
         at=BEGINS + 11,
     ),
     Fault(

@@ -292,9 +292,7 @@ FAULTS = (
         symptom="Slower learning.",
         incident="stop_gradient left over from an experiment; Automodel #2511",
         plant=(Patch("jaxlm.model.head:output_head", _detached),),
-        seen_by=("gradient_of_loss", "embedding_rows"),
-        at=None,
-        within=4,
+        seen_by=("gradient_of_loss",),
     ),
     Fault(
         name="silent_layer",
