@@ -104,6 +104,7 @@ class ModelConfig(Section):
     rope_theta: float = 10000.0  # base of the rotary frequencies
     rope_pairing: Literal["half", "interleaved"] = "half"  # which components form a rotated pair
     ffn: Literal["swiglu", "silu", "gelu"] = "swiglu"  # feed-forward
+    residual: bool = True  # a block adds to its input; without, it is what attention and feed-forward make of it
     qk_norm: bool = False  # RMSNorm of queries and keys per head, before the rotation
     attention_bias: bool = False  # biases on the query, key, value and output projections
     attention_softcap: float = 0.0  # c * tanh(scores / c); 0: off
@@ -197,6 +198,7 @@ class TrainConfig(Section):
     seed: int = 0  # of the initial weights and of dropout
     z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the activations; weights stay float32
+    loss_scaling: bool = True  # of float16 alone; without it small gradients are zeros there
     max_skipped: int = 10  # stop after so many steps in a row with a non-finite gradient
     remat: Literal["none", "dots", "block", "offload"] = runtime("none")  # activations kept for the backward pass
     loss_chunk: int = 0  # positions whose logits a device makes at once; 0: derived
@@ -246,6 +248,9 @@ class WatchConfig(Section):
     pace_every: int = runtime(20)  # steps between events that say how long steps took; 0: never
     bundles: int = runtime(4)  # alarms of a run, at most, that keep what it takes to compute their step again; 0: none
     stop_at: str = runtime("")  # detectors, with commas between, whose alarm ends the run; the others are logged
+    skip_at: str = runtime("")  # detectors whose finding takes the update of the step back
+    rollback_at: str = runtime("")  # detectors whose alarm takes the run back to a checkpoint, and past the batches since
+    max_rollbacks: int = runtime(3)  # a further one ends the run
     replicas_every: int = runtime(100)  # steps between comparisons of what devices hold in common; 0: with checkpoints only
     recompute_every: int = runtime(0)  # steps between steps that are computed twice and compared bit by bit; 0: never
     step_timeout: float = runtime(600.0)  # seconds without a finished step after which the process stops itself; 0: never
@@ -254,6 +259,16 @@ class WatchConfig(Section):
     def _judge(self) -> None:
         self.require_at_least(1, "print_every", "heartbeat")
         self.require_at_least(0, "metrics_port", "pace_every", "bundles", "replicas_every", "recompute_every", "step_timeout")
+        self.require_at_least(0, "max_rollbacks")
+        named: set[str] = set()
+        for field in ("stop_at", "skip_at", "rollback_at"):
+            names = self.detectors(field)
+            self.require(named.isdisjoint(names), field, "detectors that neither stop_at nor skip_at names already")
+            named.update(names)
+
+    def detectors(self, field: Literal["stop_at", "skip_at", "rollback_at"]) -> tuple[str, ...]:
+        """The names in a field that lists detectors."""
+        return tuple(name.strip() for name in getattr(self, field).split(",") if name.strip())
 
 
 @dataclass(frozen=True)

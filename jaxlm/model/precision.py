@@ -14,7 +14,7 @@ from flax import struct
 
 @dataclass(frozen=True)
 class Policy:
-    """dtypes by role. compute: activations and matrix products; logits: what the loss reads.
+    """dtypes by role. compute: activations and matrix products; logits: what the loss reads. loss_scaling: of float16.
 
     Stored weights, optimizer state and the sums of gradients over micro-batches are float32 under every policy; and where
     activations are float32, so are matrix products, on every device (`pallas_kernels.matmul_precision`).
@@ -22,11 +22,12 @@ class Policy:
 
     compute: str = "float32"
     logits: str = "float32"
+    loss_scaling: bool = True
 
     @property
     def scales_loss(self) -> bool:
-        """True where gradients may underflow and the loss is scaled."""
-        return self.compute == "float16"
+        """True where gradients may underflow and the loss is scaled against that."""
+        return self.compute == "float16" and self.loss_scaling
 
 
 POLICIES: dict[str, Policy] = {

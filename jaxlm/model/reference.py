@@ -89,12 +89,13 @@ def document_logits(leaves: Mapping[str, np.ndarray], cfg: ModelConfig, ids: np.
     for index in range(cfg.n_layers):
         layer = {path.split("/")[1]: np.asarray(leaf[index]) for path, leaf in leaves.items() if path.startswith("blocks/")}
         for part, gain in ((attention, "attn_norm"), (feed_forward, "mlp_norm")):
+            kept = x if cfg.residual else 0.0
             if cfg.norm == "pre":
-                x = x + part(normed(x, layer[gain], cfg.norm_eps), layer, cfg)
+                x = kept + part(normed(x, layer[gain], cfg.norm_eps), layer, cfg)
             elif cfg.norm == "post":
-                x = normed(x + part(x, layer, cfg), layer[gain], cfg.norm_eps)
+                x = normed(kept + part(x, layer, cfg), layer[gain], cfg.norm_eps)
             else:
-                x = x + part(x, layer, cfg)
+                x = kept + part(x, layer, cfg)
     if cfg.norm == "pre":
         x = normed(x, _wide(leaves["final_norm"]), cfg.norm_eps)
     head = leaves["embed"] if cfg.tie_embeddings else leaves["head"]

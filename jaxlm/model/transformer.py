@@ -87,6 +87,7 @@ def block(
 
     Returns activations of the same shape, this layer's statistics, and the cache with this call's keys and values.
     norm: "pre" is x + f(norm(x)) (Xiong et al. 2020), "post" is norm(x + f(x)) (Vaswani et al. 2017), "none" is x + f(x).
+    residual: without it, "x +" is left out.
     """
     keys = (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
     pre, post = cfg.norm == "pre", cfg.norm == "post"
@@ -94,12 +95,14 @@ def block(
     with jax.named_scope("attention"):
         h_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if pre else x_BTD
         attn_BTD, cache, of_scores = _attention(h_BTD, layer, cfg, mask, rules, cache)
-        x_BTD = x_BTD + dropout(attn_BTD, cfg.dropout, keys[0])
+        added_BTD = dropout(attn_BTD, cfg.dropout, keys[0])
+        x_BTD = x_BTD + added_BTD if cfg.residual else added_BTD
         x_BTD = rms_norm(x_BTD, layer.attn_norm, eps=cfg.norm_eps) if post else x_BTD
     with jax.named_scope("feed_forward"):
         h_BTD = rms_norm(x_BTD, layer.mlp_norm, eps=cfg.norm_eps) if pre else x_BTD
         mlp_BTD = _feed_forward(h_BTD, layer, cfg, rules)
-        x_BTD = x_BTD + dropout(mlp_BTD, cfg.dropout, keys[1])
+        added_BTD = dropout(mlp_BTD, cfg.dropout, keys[1])
+        x_BTD = x_BTD + added_BTD if cfg.residual else added_BTD
         x_BTD = rms_norm(x_BTD, layer.mlp_norm, eps=cfg.norm_eps) if post else x_BTD
     return x_BTD, BlockStats(residual, site(attn_BTD), site(mlp_BTD), *of_scores), cache
 

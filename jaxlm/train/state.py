@@ -5,6 +5,7 @@ What is not in here (or in the batch) cannot change a number: a checkpoint of th
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def optimizer(cfg: RunConfig) -> optax.GradientTransformation:
 
 def policy(cfg: RunConfig) -> Policy:
     """The dtypes of a run."""
-    return POLICIES[cfg.train.precision]
+    return dataclasses.replace(POLICIES[cfg.train.precision], loss_scaling=cfg.train.loss_scaling)
 
 
 def rules(cfg: RunConfig) -> AxisRules:

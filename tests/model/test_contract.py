@@ -29,6 +29,7 @@ CHANGES = {
     "rope_theta": 500.0, "norm_eps": 1e-5, "rope_pairing": "interleaved", "window": 4, "context_length": 16, "qk_norm": True,
     "tie_embeddings": False, "vocab_size": 38, "vocab_multiple": 1, "n_kv_heads": 4, "norm": "post", "pos": "none",
     "ffn": "gelu", "attention_softcap": 1.0, "logit_softcap": 1.0, "attention_bias": True, "d_ff": 32, "n_layers": 3,
+    "residual": False,
 }  # fmt: skip
 
 

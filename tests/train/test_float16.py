@@ -13,6 +13,8 @@ from jaxlm.data import Batch
 from jaxlm.model import POLICIES, LossScale
 from jaxlm.model.spec import named_leaves
 from jaxlm.train import TrainState, compute_gradients, train_step
+from jaxlm.train.state import policy
+from jaxlm.watch.detect import expected_of
 
 # Without norms and with small weights the gradient of a weight is a product of small numbers; the mean over 512 positions
 # makes it smaller still. The least number of float16 is 6e-8.
@@ -185,3 +187,14 @@ def test_nothing_is_summed_over_turns_of_a_scan_in_less_than_float32(precision):
     model = dataclasses.replace(SMALL, norm="pre", qk_norm=True, attention_bias=True)
     for each in (model, dataclasses.replace(model, tie_embeddings=True)):
         assert narrow_sums(precision, each, loss_chunk=8) == []
+
+
+def test_a_run_may_leave_the_scale_out_and_nothing_expects_one_then():
+    cfg = config("float16", loss_scaling=False)
+    assert not policy(cfg).scales_loss
+    state = TrainState.create(cfg)
+    moved = state.loss_scale.next(jnp.asarray(False), policy(cfg))
+    assert float(state.loss_scale.scale) == float(moved.scale) == 1.0
+    assert expected_of(cfg).scaled is False
+    assert expected_of(config("float16")).scaled is True
+    assert policy(config("float32")) == POLICIES["float32"]

@@ -54,6 +54,7 @@ CONFIGS = {
     "post": {"norm": "post", "logit_softcap": 30.0, "ffn": "gelu", "attention_bias": True, "rope_pairing": "interleaved"},
     "none": {"norm": "none", "pos": "none", "ffn": "silu", "tie_embeddings": False, "dropout": 0.2, "n_layers": 1},
     "much": {"qk_norm": True, "attention_softcap": 50.0, "logit_softcap": 30.0, "window": 16, "scan_layers": False, **THETA},
+    "no residual": {"residual": False},
     "short": {"context_length": 2, "norm_eps": 0.0, "n_kv_heads": 4},
 }
 

@@ -19,7 +19,7 @@ class Expected(NamedTuple):
     lr: float64 [steps], the rate of the n-th update at n - 1. sizes: elements of each parameter (of one layer, for blocks).
     betas: of Adam. first_loss: nats per label of the untrained model. uniform_loss: ln V. min_supervised: the least share.
     scaled: whether the loss is scaled (float16). balanced: whether a block adds attention and feed-forward to its input and
-    nothing else (pre-norm or none, without dropout).
+    nothing else (pre-norm or none, with the residual and without dropout).
     """
 
     lr: np.ndarray | None = None
@@ -54,6 +54,6 @@ def expected_of(cfg: RunConfig) -> Expected:
         first_loss=uniform + spread / 2 if model.logit_softcap == 0 else None,
         uniform_loss=uniform,
         min_supervised=cfg.data.min_supervised,
-        scaled=cfg.train.precision == "float16",
-        balanced=model.norm != "post" and model.dropout == 0,
+        scaled=cfg.train.precision == "float16" and cfg.train.loss_scaling,
+        balanced=model.residual and model.norm != "post" and model.dropout == 0,
     )

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxlm.config.schema import ModelConfig, RunConfig
 from jaxlm.optim import schedule_of
 from jaxlm.watch.detect import Expected, bank, batches, dead, loss, observe, pace, rate, scaler, validation
 from jaxlm.watch.detect.expected import expected_of
@@ -224,3 +225,10 @@ def test_what_is_expected_of_the_tiny_run_is_what_it_does(finished):
     assert [record["lr"] for record in records] == pytest.approx(known.lr.tolist(), rel=1e-6)
     assert set(known.sizes) == set(records[0]["grad_norms"])
     assert watch(records, known) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "balanced"), [({}, True), ({"norm": "none"}, True), ({"norm": "post"}, False), ({"residual": False}, False)]
+)
+def test_only_a_block_that_adds_to_its_input_is_held_to_that(fields, balanced):
+    assert expected_of(RunConfig(model=ModelConfig(vocab_size=300, **fields))).balanced is balanced
