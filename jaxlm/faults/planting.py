@@ -79,11 +79,9 @@ class _Steps:
             gradients = compute_gradients(state.params, batch, state.cfg, loss_scale=state.loss_scale.scale, key=key)
             return apply_gradients(state, gradients)
 
-        jax.clear_caches()
+        # The caches stay: nothing below the step is a jitted function of its own, and what else is warm has to stay so.
         with patched(self.patches):
-            compiled = jax.jit(step, donate_argnames="state").lower(state, batch).compile()
-        jax.clear_caches()
-        return compiled
+            return jax.jit(step, donate_argnames="state").lower(state, batch).compile()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
