@@ -270,6 +270,12 @@ class CheckpointStore:
         for step in metrics.keys() - kept:
             self._remove(step)
 
+    def remove(self, step: int) -> None:
+        """Remove a committed step for good. Only for the holder of the run's lock; waits for a save under way."""
+        self.wait()
+        self._remove(step)
+        sync_directory(self.directory)
+
     def _remove(self, step: int) -> None:
         hidden = self._hidden(step)
         os.replace(self.path(step), hidden)  # a kill in between leaves a hidden directory, never half a checkpoint

@@ -25,7 +25,8 @@ def marks(history: History) -> Iterable[dict[str, Any]]:
         where = layer if isinstance(layer, int) else None
         yield {"step": alarm["step"], "kind": "alarm", "text": text, "layer": where, "what": str(alarm.get("what", ""))}
     for record in history.skipped.all():
-        text = f"skipped: {record.get('nonfinite', '')} not finite"
+        why = f"{record.get('nonfinite', '')} not finite"
+        text = f"skipped: {record.get('detector') or why}"
         yield {"step": record["step"], "kind": "skipped", "text": text, "layer": None}
     for record in history.resumed.all():
         yield {"step": record["step"], "kind": "resumed", "text": "resumed", "layer": None}

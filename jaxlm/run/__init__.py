@@ -2,6 +2,7 @@
 
 from jaxlm.run.audit import audit
 from jaxlm.run.directory import Run, run_manifest
+from jaxlm.run.history import History, Rollback
 from jaxlm.run.layout import Layout
 
-__all__ = ["Layout", "Run", "audit", "run_manifest"]
+__all__ = ["History", "Layout", "Rollback", "Run", "audit", "run_manifest"]

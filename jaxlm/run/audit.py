@@ -17,13 +17,14 @@ from typing import Any
 from jaxlm.checkpoint import CheckpointStore
 from jaxlm.config.load import config_fingerprint, read_resolved
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import MANIFEST, PARENTS, ContractError, Finding, InputError, Manifest, compare
+from jaxlm.contract import MANIFEST, PARENTS, ContractError, Finding, InputError, Manifest, compare, file_sha256
 from jaxlm.data import open_shards
 from jaxlm.model import model_manifest
+from jaxlm.run.history import History, cursor_of
 from jaxlm.run.layout import Layout
 from jaxlm.run.scores import FIGURES, recomputed
 from jaxlm.tokenizer import Tokenizer
-from jaxlm.watch import Mark, verify_log
+from jaxlm.watch import Mark, read_log, verify_log
 
 COPY = "Restore it from a copy, or make it again."
 
@@ -31,7 +32,7 @@ COPY = "Restore it from a copy, or make it again."
 # Facts that this walk reads.
 FACTS = {
     "run": ("config_fingerprint", "model", "probes"),
-    "checkpoint": ("step", "leaves", "telemetry"),
+    "checkpoint": ("step", "leaves", "telemetry", "data_cursor"),
     "evaluation": ("step", "split", *FIGURES),
     "bundle": ("step", "alarms"),
 }
@@ -167,13 +168,14 @@ def _readable(root: Path) -> Manifest | None:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The manifests of a run that could be read."""
+    """The manifests of a run that could be read, and what its events tell; None without a run."""
 
     config: RunConfig | None = None
     tokenizer: Manifest | None = None
     data: Manifest | None = None
     run: Manifest | None = None
     model: Manifest | None = None
+    history: History | None = None
 
     @classmethod
     def of(cls, layout: Layout) -> _Parts:
@@ -184,7 +186,8 @@ class _Parts:
             with suppress(ContractError):
                 model = Manifest.from_json(run.facts["model"], artifact=layout.manifest)
         data = layout.data(config) if config is not None else layout.path / "data"
-        return cls(config, _readable(layout.tokenizer), _readable(data), run, model)
+        history = History.of(record for record, _ in read_log(layout.events))
+        return cls(config, _readable(layout.tokenizer), _readable(data), run, model, history)
 
 
 def _run(layout: Layout) -> Iterator[Finding]:
@@ -218,6 +221,8 @@ def _run(layout: Layout) -> Iterator[Finding]:
     for step in store.committed():
         yield from _checkpoint(store, step, parts)
     yield from _logs(layout, store)
+    if parts.history is not None:
+        yield from _undone(layout, parts.history)
     for root in _within(layout.evaluations):
         yield from _evaluation(root, parts, store)
     for root in _within(layout.bundles):
@@ -259,6 +264,16 @@ def _checkpoint(store: CheckpointStore, step: int, parts: _Parts, *, deep: bool 
     manifest = _readable(root)
     for parent in (parts.tokenizer, parts.data, parts.model, parts.run):
         yield from _pair(parent, manifest, root)
+    if manifest is not None and parts.history is not None:
+        yield cursor_of(manifest, parts.history, root)
+
+
+def _undone(layout: Layout, history: History) -> Iterator[Finding]:
+    """The telemetry that rollbacks took back is kept, byte by byte."""
+    for back in history.rollbacks:
+        path = layout.path / back.undone
+        found = file_sha256(path) if path.is_file() else "no such file"
+        yield Finding("telemetry", str(path), found == back.sha256, back.sha256, found, COPY)
 
 
 def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
@@ -279,7 +294,7 @@ def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
 
 def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Iterator[Finding]:
     """An evaluation, with its figures computed again from the scores of its documents; and where it lies in a run, its
-    parents; its checkpoint may be one that the run no longer keeps."""
+    parents; its checkpoint may be one that the run no longer keeps, or that a rollback took back."""
     if not root.is_dir():
         yield _stranger("evaluation", root)
         return
@@ -287,7 +302,9 @@ def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Ite
     manifest = _readable(root)
     yield from _pair(parts.tokenizer, manifest, root)
     yield from _pair(parts.data, manifest, root)
-    if store is not None and manifest is not None and manifest.facts["step"] in store.committed():
+    removed = {print_ for back in parts.history.rollbacks for print_ in back.removed.values()} if parts.history else set()
+    gone = manifest is not None and manifest.parents.get("checkpoint") in removed
+    if store is not None and manifest is not None and manifest.facts["step"] in store.committed() and not gone:
         yield from _pair(_readable(store.path(manifest.facts["step"])), manifest, root)
     if manifest is not None:
         yield from recomputed(root, manifest, parts.data)

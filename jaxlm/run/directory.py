@@ -18,6 +18,7 @@ from jaxlm.config.schema import RunConfig
 from jaxlm.contract import ContractError, InputError, Manifest, check
 from jaxlm.data import ShardSet, open_shards
 from jaxlm.model import Params, abstract_params, model_manifest
+from jaxlm.run.history import History
 from jaxlm.run.layout import Layout
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.watch import read_log
@@ -155,3 +156,7 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """Validations, saves, resumes and times, in order."""
         return [record for record, _ in read_log(self.layout.events)]
+
+    def history(self) -> History:
+        """What its events make of its batches."""
+        return History.of(self.events())

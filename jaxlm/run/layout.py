@@ -9,6 +9,7 @@ RUN/events.jsonl       times, validations, saves, resumes, alarms
 RUN/checkpoints/       00000400/ and so on
 RUN/evaluations/       one directory an evaluation
 RUN/bundles/           one directory an alarm: what it takes to compute that step again
+RUN/undone/            00001.jsonl and so on: the telemetry that each rollback took back
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ class Layout:
     def bundles(self) -> Path:
         """The directory of the flight recorder's bundles."""
         return self.path / "bundles"
+
+    def undone(self, number: int) -> Path:
+        """The lines of the telemetry that rollback `number`, from 1, took back."""
+        return self.path / "undone" / f"{number:05d}.jsonl"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,13 +1,15 @@
 """The detectors over a run while it is trained, and what is done about what they find.
 
 Every alarm is an event and a line; the step gets a bundle of the flight recorder, as far as there is room. A detector that
-`watch.stop_at` names ends the run. What the detectors know is saved with every checkpoint.
+`watch.stop_at` names ends the run. One that `watch.skip_at` names takes back the update of every step in which it finds
+something, also where that goes on and is no new alarm; one that `watch.rollback_at` names takes the run back by its alarm. What
+the detectors know is saved with every checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from jaxlm.parallel import processes
 from jaxlm.run import Layout
 from jaxlm.train.recorder import Recorder
 from jaxlm.train.state import TrainState
-from jaxlm.watch.detect import BUDGETS, Alarm, bank, expected_of, loaded, observe, saved
+from jaxlm.watch.detect import BUDGETS, OF_EVENTS, Alarm, bank, expected_of, judged, loaded, noted, observe, saved
 
 RING = 64  # steps before an alarm whose telemetry goes into its bundle
 
@@ -31,14 +33,20 @@ class Alarms:
     """event: writes one line of the event log. say: takes a line for a person."""
 
     def __init__(self, cfg: RunConfig, layout: Layout, *, event: Callable[..., None], say: Callable[[str], None]):
-        """Raises InputError for a detector in `watch.stop_at` that there is none of."""
+        """Raises InputError for a detector in `watch` that there is none of, or that judges no single step where that is
+        needed; and for rollbacks in a cluster."""
         self.cfg, self.layout, self._event, self.say = cfg, layout, event, say
         self.expected, self._bank = expected_of(cfg), bank()
         self.recorder = Recorder(layout.bundles, ring=RING, keep=cfg.watch.bundles)
-        self.stop_at = tuple(name.strip() for name in cfg.watch.stop_at.split(",") if name.strip())
-        for name in self.stop_at:
-            if name not in BUDGETS:
-                raise InputError(f"--watch.stop-at: expected names of {', '.join(BUDGETS)}, found {name}")
+        watch, of_steps = cfg.watch, [name for name in BUDGETS if name not in OF_EVENTS]
+        self.stop_at = _named("--watch.stop-at", watch.detectors("stop_at"), list(BUDGETS))
+        self.skip_at = _named("--watch.skip-at", watch.detectors("skip_at"), [n for n in of_steps if n != "validation_gap"])
+        self.rollback_at = _named("--watch.rollback-at", watch.detectors("rollback_at"), of_steps)
+        if self.rollback_at and processes.several():
+            raise InputError(
+                f"--watch.rollback-at: expected a run of one process, found one of {processes.count()}; name the detectors in "
+                "--watch.stop-at, and start the run again"
+            )
 
     def saved(self) -> dict[str, Any]:
         """The detectors as they stand, as JSON, for a checkpoint."""
@@ -56,6 +64,19 @@ class Alarms:
         """What of a state changes although nothing is updated: to be asked for before the step, whose state is donated."""
         return dict(_copied({"step": state.step, "loss_scale": state.loss_scale, "skipped": state.skipped}))
 
+    def go_back(self, found: Mapping[str, Any] | None, to: int) -> None:
+        """Let the detectors stand where they stood after `to` steps, and forget the steps since."""
+        self.go_on(found)
+        self.recorder.forget(after=to)
+        self.event({"event": "rollback", "step": to})
+
+    def against(self, record: Mapping[str, Any]) -> list[Alarm]:
+        """What detectors in `watch.skip_at` find in the record of a step, alarms or not, before `step` takes it in."""
+        if not self.skip_at:
+            return []
+        _, found, _ = judged(self._bank, record, self.expected)
+        return [alarm for alarm in found if alarm.detector in self.skip_at]
+
     def event(self, record: Mapping[str, Any]) -> None:
         """Take in an event: the pace, a program compiled again, a declared change. Raises as `step` does."""
         self._bank, found = observe(self._bank, record, self.expected)
@@ -70,17 +91,24 @@ class Alarms:
         began: Mapping[str, Any],
         parents: Mapping[str, str],
         checkpoint: int | None,
-    ) -> None:
+        against: Sequence[Alarm] = (),
+    ) -> Alarm | None:
         """Take in the record of a step. batch: as it was fed. state: after it. began: what `began` gave before it. parents: of
-        a checkpoint. checkpoint: the newest step saved.
+        a checkpoint. checkpoint: the newest step saved. against: what took the update back, if anything did.
 
-        Raises ContractError for an alarm of a detector that ends the run.
+        Returns an alarm for which the run shall go back. Raises ContractError for one of a detector that ends the run.
         """
-        self._bank, found = observe(self._bank, record, self.expected)
+        before = self._bank
+        self._bank, found = observe(before, record, self.expected)
+        if against:
+            # Without its update the step may show nothing of what spoke against it.
+            self._bank, fresh = noted(self._bank, before, against)
+            found = [*fresh, *(alarm for alarm in found if alarm.detector not in {a.detector for a in against})]
         self.recorder.step(record)
         if not found:
-            return
+            return None
         self._tell(found, self._bundle(record, found, batch, state, began, parents, checkpoint))
+        return next((alarm for alarm in found if alarm.detector in self.rollback_at), None)
 
     def _bundle(
         self,
@@ -95,7 +123,7 @@ class Alarms:
         """Where the bundle lies, seen from the run; None where there is none. A step that was skipped has left its state."""
         if processes.several() or not self.cfg.watch.bundles:
             return None
-        left = not record["finite"] and record["nonfinite"] != "the update"
+        left = "taken_back" in record or (not record["finite"] and record["nonfinite"] != "the update")
         before = dataclasses.replace(state, **began) if left else None
         path = self.recorder.bundle(
             record["step"],
@@ -121,3 +149,11 @@ class Alarms:
                     found=alarm.found,
                     remedy=f"`jaxlm replay {self.layout.path} --step {alarm.step}` looks into the step.",
                 )
+
+
+def _named(flag: str, names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
+    """`names`, all of which are known. Raises InputError."""
+    for name in names:
+        if name not in known:
+            raise InputError(f"{flag}: expected names of {', '.join(known)}, found {name}")
+    return names

@@ -68,6 +68,10 @@ class Guard:
         if self.cfg.watch.replicas_every and step % self.cfg.watch.replicas_every == 0:
             self.compare(state, step)
 
+    def go_back(self) -> None:
+        """The state is another one from here on: its replicas are compared before the next step."""
+        self._compared = -1
+
     def compare(self, state: TrainState, step: int) -> None:
         """Require equal replicas of the state after `step` steps, once; what saves a state calls this first."""
         if self._compared == step:

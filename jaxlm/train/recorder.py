@@ -38,6 +38,10 @@ class Recorder:
         """Remember the telemetry record of a step."""
         self._ring.append(record)
 
+    def forget(self, *, after: int) -> None:
+        """Drop the records of the steps after `after`: they were taken back."""
+        self._ring = deque((record for record in self._ring if record["step"] <= after), maxlen=self._ring.maxlen)
+
     def path(self, step: int) -> Path:
         """The directory of the bundle of step number `step`, from 1, whether or not it exists."""
         return self.folder / f"{step:08d}"

@@ -16,7 +16,8 @@ from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, chec
 from jaxlm.data import Batch, TokenStream, batch, batch_crc, check_batch, check_supervised
 from jaxlm.model import model_manifest
 from jaxlm.parallel import processes
-from jaxlm.run import Layout, run_manifest
+from jaxlm.run import History, Layout, run_manifest
+from jaxlm.run.history import cursor_of
 from jaxlm.train.alarms import Alarms
 from jaxlm.train.exports import sinks_of
 from jaxlm.train.guard import Guard
@@ -30,7 +31,7 @@ from jaxlm.train.validate import Validation
 from jaxlm.train.watchdog import Watchdog
 from jaxlm.watch import ChainedLog, Mark, number
 from jaxlm.watch.figures import Sink
-from jaxlm.watch.sinks import START, last_record
+from jaxlm.watch.sinks import START, last_record, read_log
 
 
 class Session:
@@ -70,14 +71,34 @@ class Session:
             self._require_same_parts(self.manifest)
         self.relaid: dict[str, Any] | None = None
         self.saved: int | None = None  # the newest step that was given to the store, or restored from it
-        self.state, mark = self._restored(allow_older) if self.store.committed() else (initial_state(cfg, mesh), Mark(0, START))
+        self.history = History.of(record for record, _ in read_log(layout.events))
+        if processes.primary():
+            self._forget_undone()
+        processes.barrier("undone")
+        self.state, mark = self.standing(allow_older)
         self._require_one_directory()
-        if self.saved is not None and not processes.several():
-            where = self.store.path(self.saved)
-            require_restored(self.state, self.store.manifest(self.saved), artifact=f"the state restored from {where}")
         self.events = _log(layout.events, None, "a whole log")
         self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
         self.sinks = sinks_of(cfg, layout, step=mark.lines, durable=self.store.latest)
+
+    def standing(self, allow_older: bool = False) -> tuple[TrainState, Mark]:
+        """The state of the newest checkpoint, and the mark of the telemetry that goes with it; those of the beginning where
+        there is none."""
+        self.saved = None
+        if not self.store.committed():
+            return initial_state(self.cfg, self.mesh), Mark(0, START)
+        state, mark = self._restored(allow_older)
+        if self.saved is not None and not processes.several():
+            where = self.store.path(self.saved)
+            require_restored(state, self.store.manifest(self.saved), artifact=f"the state restored from {where}")
+        return state, mark
+
+    def _forget_undone(self) -> None:
+        """Remove the checkpoints that a rollback took back and was killed before it could remove them."""
+        for step in self.store.steps():
+            if self.history.undone(step, self.store.manifest(step).facts["data_cursor"]):
+                self.say(f"removing {self.store.path(step)}, which a rollback took back")
+                self.store.remove(step)
 
     def _require_same_parts(self, manifest: Manifest) -> None:
         """Raise ContractError where the run was made from another tokenizer, data or model than there are now."""
@@ -111,6 +132,9 @@ class Session:
         state, manifest = self.store.restore(like, allow_older=allow_older, expect=expect)
         self.differing = differences(manifest.facts["environment"], self.environment)
         self.saved = manifest.facts["step"]
+        found = cursor_of(manifest, self.history, self.store.path(self.saved))
+        if not found.kept:
+            raise found.error()
         if (before := manifest.facts["environment"]["mesh"]) != self.environment["mesh"]:
             self.relaid = {"saved": before, "now": self.environment["mesh"]}
         self.alarms.go_on(manifest.provenance.get("detectors"))
@@ -123,15 +147,15 @@ class Session:
         return state, Mark(**manifest.facts["telemetry"])
 
     def batch(self, step: int) -> Batch:
-        """The batch of the step that follows `step` steps done: a pure function of config and data."""
-        return self._batch(step, None, self.parts.data.train, self.cfg.model.context_length)
+        """The batch of the step that follows `step` steps done: a pure function of config, data and the run's rollbacks."""
+        return self._batch(self.history.index(step), None, self.parts.data.train, self.cfg.model.context_length)
 
     def share(self, step: int) -> Batch:
         """The rows of `batch` that this process needs: all of them, where it is the only one."""
-        return self._batch(step, self.rows, self.parts.data.train, self.cfg.model.context_length)
+        return self._batch(self.history.index(step), self.rows, self.parts.data.train, self.cfg.model.context_length)
 
     def first_ids(self, stream: TokenStream, step: int, rows: np.ndarray) -> np.ndarray:
-        """The first ids of rows of `batch`, had the training split been `stream` and a row one token."""
+        """The first ids of rows of `batch` without rollbacks, had the training split been `stream` and a row one token."""
         return np.asarray(self._batch(step, rows, stream, 1).tokens[:, 0])
 
     def require_same_batches(self) -> None:
@@ -160,7 +184,7 @@ class Session:
     def facts(self, made: Batch, step: int) -> BatchFacts:
         """What the telemetry says of the batch of which `made` is a share; all of it is checked that a share cannot tell."""
         cfg, data = self.cfg, self.parts.data.train
-        examples = step * cfg.train.batch_size + np.arange(cfg.train.batch_size)
+        examples = self.history.index(step) * cfg.train.batch_size + np.arange(cfg.train.batch_size)
         epochs = examples // data.rows(cfg.model.context_length)
         facts = batch_facts(made, self.parts.tokenizer.byte_lengths, cfg, self.mesh, rows=self.rows, epochs=epochs)
         check_supervised(facts.supervised, cfg.data.min_supervised, label=f"batch of step {step + 1}")
@@ -193,6 +217,7 @@ class Session:
         clean = {k: number(v) if isinstance(v, float) else v for k, v in fields.items()}
         record = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **clean}
         self.events.append(record)
+        self.history = self.history.after(record)
         self.alarms.event(record)
         for sink in self.sinks:
             sink.event(record)
@@ -233,7 +258,7 @@ class Session:
         facts = {
             "config_fingerprint": config_fingerprint(self.cfg),
             "spec_sha256": self.model.facts["spec_sha256"],
-            "data_cursor": step,
+            "data_cursor": self.history.cursor(step),
             "telemetry": self.telemetry.mark._asdict(),
             "environment": self.environment,
         }

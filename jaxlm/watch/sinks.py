@@ -81,6 +81,11 @@ def _read(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, dict[str, Any],
             yield line[:-1], found[0], mark
 
 
+def lines_after(path: str | os.PathLike[str], mark: Mark) -> bytes:
+    """The lines of a log after a mark, as they stand, up to the first that breaks the chain."""
+    return b"".join(line + b"\n" for line, _, at in _read(path) if at.lines > mark.lines)
+
+
 def last_record(path: str | os.PathLike[str], *, block: int = 1 << 16) -> dict[str, Any] | None:
     """The record of the last line of a log whose chain is known to hold, read from its end; None where there is no line."""
     with open(path, "rb") as file:
@@ -132,6 +137,9 @@ class ChainedLog:
 
     def __init__(self, path: str | os.PathLike[str], *, keep: Mark | None = None):
         self.path = Path(path)
+        self._open(keep)
+
+    def _open(self, keep: Mark | None) -> None:
         self.mark = Mark(0, START)
         kept: list[bytes] = []
         if keep is None or keep.lines:
@@ -151,6 +159,11 @@ class ChainedLog:
             write_atomic(self.path, content)
         self._bytes = len(content)
         self._file = open(self.path, "ab", buffering=0)
+
+    def cut(self, keep: Mark) -> None:
+        """Drop every line after this mark, and go on from there. Raises ValueError where the log does not hold the lines."""
+        self.close()
+        self._open(keep)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line, whole, to the operating system: it outlives a kill of the process.

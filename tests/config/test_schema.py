@@ -85,6 +85,7 @@ IMPOSSIBLE = {
     "watch.metrics_port": AT_LEAST_0,
     "watch.pace_every": AT_LEAST_0,
     "watch.bundles": AT_LEAST_0,
+    "watch.max_rollbacks": AT_LEAST_0,
     "watch.replicas_every": AT_LEAST_0,
     "watch.recompute_every": AT_LEAST_0,
     "watch.step_timeout": (-1.0, nan, inf),
@@ -101,7 +102,7 @@ IMPOSSIBLE = {
     "eval.confidence": (*SHARE, 0.0, 1.0),
     "eval.seed": AT_LEAST_0,
 }
-ANY_TEXT = {"tokenizer.path", "data.path", "data.separator", "watch.stop_at"}
+ANY_TEXT = {"tokenizer.path", "data.path", "data.separator", "watch.stop_at", "watch.skip_at", "watch.rollback_at"}
 
 # Of every field: another value that can be. Kept beside the defaults by `test_every_field_has_another_value`.
 ANOTHER = {
@@ -228,7 +229,8 @@ def test_the_fields_that_change_no_number_are_these():
         "data.prefetch", "model.scan_layers", "train.remat",
         "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.rules",
         "watch.live", "watch.print_every", "watch.tensorboard", "watch.wandb", "watch.metrics_port", "watch.pace_every",
-        "watch.bundles", "watch.stop_at", "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
+        "watch.bundles", "watch.stop_at", "watch.skip_at", "watch.rollback_at", "watch.max_rollbacks",
+        "watch.replicas_every", "watch.recompute_every", "watch.step_timeout",
         "watch.heartbeat",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.asynchronous",
         "eval.batch_size", "eval.stride", "eval.max_documents", "eval.resamples", "eval.confidence", "eval.seed",

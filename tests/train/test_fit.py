@@ -104,6 +104,7 @@ def stub(finished):
     run = Run.load(finished)
     session = importlib.import_module("jaxlm.train.session").Session
     stub = SimpleNamespace(cfg=run.config, parts=run, layout=run.layout, telemetry=SimpleNamespace(mark=Mark(STEPS, "")))
+    stub.history = run.history()
     stub._batch, stub.batch = (functools.partial(getattr(session, name), stub) for name in ("_batch", "batch"))
     stub.require_same_batches = functools.partial(session.require_same_batches, stub)
     return stub

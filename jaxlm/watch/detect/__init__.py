@@ -3,8 +3,8 @@
 They see the records and the config, and nothing else: symptoms, not causes.
 """
 
-from jaxlm.watch.detect.alarms import BUDGETS, PRECURSORS, Action, Alarm, Budget
-from jaxlm.watch.detect.bank import CHANGES, Bank, bank, loaded, observe, saved, watch
+from jaxlm.watch.detect.alarms import BUDGETS, OF_EVENTS, PRECURSORS, Action, Alarm, Budget
+from jaxlm.watch.detect.bank import CHANGES, Bank, bank, judged, loaded, noted, observe, saved, watch
 from jaxlm.watch.detect.expected import Expected, expected_of
 from jaxlm.watch.detect.forecast import Spike, forecast
 from jaxlm.watch.detect.nonfinite import Location, localise
@@ -12,6 +12,7 @@ from jaxlm.watch.detect.nonfinite import Location, localise
 __all__ = [
     "BUDGETS",
     "CHANGES",
+    "OF_EVENTS",
     "PRECURSORS",
     "Action",
     "Alarm",
@@ -23,8 +24,10 @@ __all__ = [
     "bank",
     "expected_of",
     "forecast",
+    "judged",
     "loaded",
     "localise",
+    "noted",
     "observe",
     "saved",
     "watch",

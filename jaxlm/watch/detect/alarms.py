@@ -98,6 +98,8 @@ BUDGETS: dict[str, Budget] = {
     "recompilation": Budget(0.0, "log", _LOUD),
 }
 
+OF_EVENTS = frozenset({"stalled_loader", "throughput", "recompilation"})  # judged by events; all others by the record of a step
+
 PRECURSORS = frozenset(name for name, budget in BUDGETS.items() if budget.precursor)
 
 
@@ -115,6 +117,11 @@ def alarm(
     """An alarm at the step of `record`, with the detector's default action. Raises KeyError for one without a budget."""
     action = BUDGETS[detector].action
     return Alarm(detector, int(record["step"]), action, what, layer, expected, found, float(value), float(threshold))
+
+
+def applied(record: Mapping[str, Any]) -> bool:
+    """Whether the update of a step was applied: it was finite, and nobody took it back."""
+    return bool(record.get("finite", True)) and not record.get("skipped", 0)
 
 
 def figure(record: Mapping[str, Any], name: str) -> float:

@@ -60,26 +60,38 @@ def observe(state: Bank, record: Mapping[str, Any], expected: Expected = Expecte
     """The state after a record of the telemetry or an event, and the alarms that begin with it.
 
     A finding that goes on is one alarm: a detector is heard again after `QUIET` steps without one. Events: "pace" and
-    "recompiled" are judged, "declared" (with `what`, one of `CHANGES`), "mesh" and "start" begin what they make another,
-    others pass. Records may lack any field but "step" (of events, none is needed).
+    "recompiled" are judged; "declared" (with `what`, one of `CHANGES`), "mesh", "start" and "rollback" begin what they make
+    another; others pass. Records may lack any field but "step" (of events, none is needed).
     Raises ValueError for a declared change that is not known.
     """
+    state, _, fresh = judged(state, record, expected)
+    return state, fresh
+
+
+def judged(state: Bank, record: Mapping[str, Any], expected: Expected = Expected()) -> tuple[Bank, list[Alarm], list[Alarm]]:
+    """The state after a record or an event, all findings in it, and those of them that begin an alarm: see `observe`."""
     if "event" in record:
         if (change := _declared(record)) is not None:
-            return _after(state, change, int(record.get("step", 0))), []
+            return _after(state, change, int(record.get("step", 0))), [], []
         if record["event"] == "recompiled" and record.get("step", 0) <= state.warm:
-            return state, []
+            return state, [], []
     states, found = dict(state.states), []
     for name, detector in DETECTORS.items():
         if detector.events == ("event" in record):
             states[name], alarms = detector.observe(states[name], record, expected)
             found += alarms
-    last, fresh = dict(state.last), []
+    after, fresh = noted(Bank(states, state.last, state.warm), state, found)
+    return after, found, fresh
+
+
+def noted(state: Bank, before: Bank, found: Iterable[Alarm]) -> tuple[Bank, list[Alarm]]:
+    """The state with findings of its step in it, and those of them that begin an alarm. before: the state before the step."""
+    new, fresh = dict[str, int](), []
     for alarm in found:
-        if alarm.step - last.get(alarm.detector, -QUIET - 1) > QUIET:
+        if alarm.step - {**before.last, **new}.get(alarm.detector, -QUIET - 1) > QUIET:
             fresh.append(alarm)
-        last[alarm.detector] = alarm.step
-    return Bank(states, last, state.warm), fresh
+        new[alarm.detector] = alarm.step
+    return state._replace(last={**state.last, **new}), fresh
 
 
 def watch(records: Iterable[Mapping[str, Any]], expected: Expected = Expected()) -> list[Alarm]:
@@ -97,7 +109,7 @@ def _declared(record: Mapping[str, Any]) -> str | None:
         if record.get("what") not in CHANGES:
             raise ValueError(f"expected a declared change of {sorted(CHANGES)}, found {record.get('what')!r}")
         return str(record["what"])
-    return {"mesh": "mesh", "start": "pause"}.get(record["event"])
+    return {"mesh": "mesh", "start": "pause", "rollback": "pause"}.get(record["event"])
 
 
 def _after(state: Bank, change: str, step: int) -> Bank:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxlm.watch.detect.alarms import Alarm, alarm, figure
+from jaxlm.watch.detect.alarms import Alarm, alarm, applied, figure
 from jaxlm.watch.detect.expected import Expected
 
 ZERO_STEPS = 2  # exact zeros in a row: a rare batch may give one, weights that start at 0 give one
@@ -28,7 +28,7 @@ def dead() -> Dead:
 def observe(state: Dead, record: Mapping[str, Any], expected: Expected) -> tuple[Dead, list[Alarm]]:
     """`dead_layer`: a parameter whose gradient or update, or a block whose attention or feed-forward, is exactly 0 for two
     steps, or faint beside the others for sixteen. Budget 0. From the second step on. A step that was skipped says nothing."""
-    if not record.get("finite", True):
+    if not applied(record):
         return state, []
     zero, faint = {}, {}
     alarms: list[Alarm] = []

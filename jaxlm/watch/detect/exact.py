@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.watch.detect.alarms import Alarm, alarm, figure
+from jaxlm.watch.detect.alarms import Alarm, alarm, applied, figure
 from jaxlm.watch.detect.expected import Expected
 
 SUM = 1e-3  # relative difference of a norm and the root of the sum of squares of its parts, all computed in float32
@@ -47,24 +47,22 @@ def exact() -> Exact:
 def observe(state: Exact, record: Mapping[str, Any], expected: Expected) -> tuple[Exact, list[Alarm]]:
     """`norm_sum`, `parameter_jump`, `frozen_parameter`, `residual_sum`, `update_bound`. Budgets 0. From the first step on."""
     alarms = [*_sums(record), *_residuals(record, expected)]
-    step, applied = int(record["step"]), bool(record.get("finite", True))
+    step, moves = int(record["step"]), applied(record)
     updates = 0 if step == 1 else state.updates
     if updates is not None:
-        updates += applied
+        updates += moves
     rows, norms = _flat(record.get("param_norms", {}))
     still = np.zeros(len(rows), np.int64)
     moved_rows, moved = _flat(record.get("update_norms", {}))
     if not rows or moved_rows != rows:
         return Exact(rows, norms, still, step, updates), alarms
-    if applied and updates is not None:
+    if moves and updates is not None:
         alarms += _bounds(record, expected, rows, norms, moved, updates)
     if step == state.step + 1 and rows == state.rows:
-        moved = moved if applied else np.zeros_like(moved)
+        moved = moved if moves else np.zeros_like(moved)
         alarms += _jumps(state, record, norms, moved)
-        still = (
-            np.where((norms == state.norms) & (moved > FROZEN_RATIO * norms), state.still + 1, 0) if applied else state.still
-        )
-        alarms += _frozen(record, rows, still) if applied else []
+        still = np.where((norms == state.norms) & (moved > FROZEN_RATIO * norms), state.still + 1, 0) if moves else state.still
+        alarms += _frozen(record, rows, still) if moves else []
     return Exact(rows, norms, still, step, updates), alarms
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.watch.detect.alarms import Alarm, alarm, figure
+from jaxlm.watch.detect.alarms import Alarm, alarm, applied, figure
 from jaxlm.watch.detect.expected import Expected
 
 SAME = 1e-4  # relative: the rate is a float32
@@ -38,7 +38,7 @@ def restarted(state: Rate) -> Rate:
 def observe(state: Rate, record: Mapping[str, Any], expected: Expected) -> tuple[Rate, list[Alarm]]:
     """`learning_rate`, from the first step on with a schedule, from the 33rd without. Budget 0."""
     lr, step = figure(record, "lr"), int(record["step"])
-    missed = state.missed + (not record.get("finite", True))
+    missed = state.missed + (not applied(record))
     if math.isnan(lr):
         return state._replace(missed=missed), []
     moved = Rate(np.append(state.rates[1:], lr), missed, state.declared)

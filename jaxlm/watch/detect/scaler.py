@@ -66,7 +66,7 @@ def _scale(state: Scaler, record: Mapping[str, Any], scale: float, scaled: bool)
 
 def _thrashing(record: Mapping[str, Any], skips: np.ndarray, scale: float) -> Iterator[Alarm]:
     falls = int(np.nansum(skips))
-    row = int(record.get("skipped", 0)) if record["step"] > SETTLED else 0
+    row = 0 if record["step"] <= SETTLED or record.get("finite") else int(record.get("skipped", 0))
     if falls >= FALLS or row >= IN_A_ROW:
         found = f"{falls} skipped, {row} in a row, at scale {scale:g}"
         why = f"fewer than {FALLS} skipped steps in {SPAN}, and than {IN_A_ROW} in a row"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.watch.detect.alarms import figure
+from jaxlm.watch.detect.alarms import applied, figure
 
 
 class Jump(NamedTuple):
@@ -63,7 +63,7 @@ def _part(group: str, name: str) -> Callable[[Mapping[str, Any]], Mapping[str, A
 def _update_ratios(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Update over parameter and rate: the rate of a schedule moves it no more."""
     rate = figure(record, "lr")
-    if not rate > 0.0 or not record.get("finite", True):
+    if not rate > 0.0 or not applied(record):
         return {}
     if "update_norms" not in record or "param_norms" not in record:
         ratio = figure(record, "update_norm") / rate / figure(record, "param_norm") if record.get("param_norm") else math.nan
