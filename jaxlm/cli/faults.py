@@ -6,7 +6,8 @@ each would have cost had nobody looked.
   jaxlm faults --list
   jaxlm faults explain bos_dropped  mechanism, symptom, incident, its curve
 
-The runs lie in --out; what is there already is not done again. Exits with 1
+The runs lie in --out, apart for each edition of the code; what is there already
+is not done again. Exits with 1
 where a fault that can be seen is not, or a clean run alarms.
 """
 
@@ -71,13 +72,13 @@ def _listed(faults: Sequence[Fault], out: Output) -> int:
 
 def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, explain: bool) -> int:
     from jaxlm.cli.tokenizer_drawing import Screen, table
-    from jaxlm.faults.campaign import campaign
+    from jaxlm.faults.campaign import campaign, edition
     from jaxlm.faults.ground import Ground
     from jaxlm.faults.summary import HEAD, as_json, rows, totals
 
     clean = args.clean if args.clean is not None else (0 if args.names else 4)
     jobs = args.jobs or min(8, os.cpu_count() or 1)
-    folder = Path(args.out)
+    folder = Path(args.out) / edition()
     trials, runs = campaign(faults, seeds=args.seeds, clean=clean, folder=folder, jobs=jobs, say=out.warn)
     found, screen = rows(faults, trials), Screen(out)
     if explain:

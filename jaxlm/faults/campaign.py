@@ -6,6 +6,7 @@ cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jaxlm
+import pallas_kernels
 from jaxlm.contract import write_atomic
 from jaxlm.faults.clean import CLEAN, Clean, clean_run
 from jaxlm.faults.fault import Fault
@@ -28,10 +31,23 @@ FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_lev
 Progress = Callable[[str], None]
 
 
+def edition() -> str:
+    """Digits that stand for the code of the package as it is: results of another are not this one's."""
+    digest = hashlib.sha256()
+    for package in (jaxlm, pallas_kernels):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def campaign(
     faults: Sequence[Fault], *, seeds: int, clean: int, folder: Path, jobs: int, say: Progress
 ) -> tuple[list[Trial], list[Clean]]:
-    """Every fault on every seed, and `clean` clean runs; what `folder` holds of them already is not done again."""
+    """Every fault on every seed, and `clean` clean runs; what `folder` holds of them already is not done again.
+
+    folder: for one `edition` of the code.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     work = [(fault.name, seed) for fault in faults for seed in range(seeds)]
     kinds = [(kind, seed) for seed in range(clean) for kind in CLEAN][:clean]

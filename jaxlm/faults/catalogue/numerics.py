@@ -221,7 +221,7 @@ FAULTS = (
         symptom="A spike in the loss and in the gradient.",
         incident="PaLM 2022, section 5.1: spikes from certain batches; OPT-175B's logbook",
         plant=(Disturbed(_rare_batch),),
-        seen_by=("loss_spike", "loss_spread", "grad_norm", "loss_ceiling", "z_loss"),
+        seen_by=("loss_spike", "loss_spread", "grad_norm", "layer_gradient", "backward_norm", "loss_ceiling", "z_loss"),
         at=BEGINS,
         within=1,
     ),
