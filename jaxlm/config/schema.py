@@ -246,6 +246,7 @@ class WatchConfig(Section):
     wandb: Literal["off", "offline", "online"] = runtime("off")  # log to Weights & Biases; needs the extra
     metrics_port: int = runtime(0)  # a port of this machine that answers Prometheus; 0: none
     pace_every: int = runtime(20)  # steps between events that say how long steps took; 0: never
+    samples_every: int = runtime(1)  # validations between samples of what the model writes; 0: none
     bundles: int = runtime(4)  # alarms of a run, at most, that keep what it takes to compute their step again; 0: none
     stop_at: str = runtime("")  # detectors, with commas between, whose alarm ends the run; the others are logged
     skip_at: str = runtime("")  # detectors whose finding takes the update of the step back
@@ -258,7 +259,9 @@ class WatchConfig(Section):
 
     def _judge(self) -> None:
         self.require_at_least(1, "print_every", "heartbeat")
-        self.require_at_least(0, "metrics_port", "pace_every", "bundles", "replicas_every", "recompute_every", "step_timeout")
+        self.require_at_least(
+            0, "metrics_port", "pace_every", "samples_every", "bundles", "replicas_every", "recompute_every", "step_timeout"
+        )
         self.require_at_least(0, "max_rollbacks")
         named: set[str] = set()
         for field in ("stop_at", "skip_at", "rollback_at"):

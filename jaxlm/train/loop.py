@@ -19,6 +19,7 @@ from jaxlm.train.probes_forward import batch_is_pure
 from jaxlm.train.probes_order import order
 from jaxlm.train.rollback import roll_back
 from jaxlm.train.rows import BatchFacts
+from jaxlm.train.samples import sample
 from jaxlm.train.session import Session
 from jaxlm.train.take_back import copied, take_back
 from jaxlm.train.validate import Validation, validate
@@ -182,4 +183,5 @@ def _validate(session: Session, step: int, progress: Progress) -> Validation:
         validation = validate(session.state.params, session.parts, session.mesh)
     session.event("validation", step=step, seconds=time.monotonic() - began, **validation._asdict())
     progress.note(f"step {step}: validation loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte")
+    sample(session, step, note=progress.note)
     return validation
