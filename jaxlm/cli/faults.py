@@ -6,9 +6,9 @@ each would have cost had nobody looked.
   jaxlm faults --list
   jaxlm faults explain bos_dropped  mechanism, symptom, incident, its curve
 
-The runs lie in --out, apart for each edition of the code; what is there already
-is not done again. Exits with 1
-where a fault that can be seen is not, or a clean run alarms.
+The runs lie in --out, apart for each edition of the code; what is there
+already is not done again. Exits with 1 where a fault that can be seen is not,
+or a clean run alarms.
 """
 
 from __future__ import annotations
