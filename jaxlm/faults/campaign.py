@@ -21,7 +21,7 @@ from typing import Any
 import jaxlm
 import pallas_kernels
 from jaxlm.contract import write_atomic
-from jaxlm.faults.clean import CLEAN, Clean, clean_run
+from jaxlm.faults.clean import BENIGN, CLEAN, Clean, clean_run
 from jaxlm.faults.fault import Fault
 from jaxlm.faults.ground import Ground
 from jaxlm.faults.remembered import remembered
@@ -44,13 +44,14 @@ def edition() -> str:
 def campaign(
     faults: Sequence[Fault], *, seeds: int, clean: int, folder: Path, jobs: int, say: Progress
 ) -> tuple[list[Trial], list[Clean]]:
-    """Every fault on every seed, and `clean` clean runs; what `folder` holds of them already is not done again.
+    """Every fault on every seed, and `clean` clean runs with those of benign changes. What `folder` holds is not done again.
 
     folder: for one `edition` of the code.
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = [(fault.name, seed) for fault in faults for seed in range(seeds)]
     kinds = [(kind, seed) for seed in range(clean) for kind in CLEAN][:clean]
+    kinds += [(kind, 0) for kind in BENIGN] if clean else []
     trials: dict[tuple[str, int], Trial] = {}
     runs: dict[tuple[str, int], Clean] = {}
     with _flags(), ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -127,7 +128,7 @@ def _try(folder: Path, name: str, seed: int) -> Trial:
 
 
 def _clean(folder: Path, kind: str, seed: int) -> Clean:
-    file = folder / f"clean-{kind}-{seed}.json"
+    file = folder / f"clean-{kind.replace(' ', '-')}-{seed}.json"
     if file.is_file():
         return Clean(**json.loads(file.read_text()))
     with remembered():

@@ -14,11 +14,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jaxlm.faults.ground import Ground, quiet_fit
+from jaxlm.config.schema import DataConfig
+from jaxlm.data import build_shards
+from jaxlm.faults.ground import Ground, quiet_fit, stopped_at
+from jaxlm.faults.planting import patched
 from jaxlm.run import Run, audit
+from jaxlm.tokenizer import Tokenizer
+from jaxlm.train import fit
 from jaxlm.watch import read_log
 
 STEPS = 600
+CHANGED = 300  # the step after which a benign change is made
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,36 @@ CLEAN: dict[str, Mapping[str, Any]] = {
 """Configs of clean runs, as changes of the small one."""
 
 
+BENIGN: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "pause": ("", _kind()),
+    "mesh change": ("", _kind(mesh__data=2, mesh__rules="dp")),
+    "declared warm restart": ("warm restart", _kind(optim__lr=2e-3, optim__warmup_steps=40)),
+    "declared batch size": ("batch size", _kind(train__batch_size=8)),
+    "declared mixture": ("mixture", _kind()),
+}
+"""Changes in the middle of a run that are no faults: what is declared, and the fields that are others from then on."""
+
+
 def clean_run(kind: str, seed: int, folder: Path) -> Clean:
-    """Train a clean run of a kind in `CLEAN`, and list what alarmed. seed: of weights, order and dropout."""
-    path = folder / f"clean-{kind}-{seed}"
+    """Train a clean run of a kind in `CLEAN` or `BENIGN`, and list what alarmed. seed: of weights, order and dropout."""
+    path = folder / f"clean-{kind.replace(' ', '-')}-{seed}"
     shutil.rmtree(path, ignore_errors=True)
     ground = Ground(folder, 0)
-    changes = {**ground.parts(), **CLEAN[kind], "train.steps": STEPS, "train.seed": seed + 1000, "data.order_seed": seed + 1000}
+    seeds = {"train.steps": STEPS, "train.seed": seed + 1000, "data.order_seed": seed + 1000}
+    changes = {**ground.parts(), **seeds, **CLEAN.get(kind, {})}
     with _quiet():
-        run = quiet_fit(ground.config(changes), path)
+        if kind in BENIGN:
+            declared, fields = BENIGN[kind]
+            with patched([stopped_at(CHANGED)]):
+                quiet_fit(ground.config(changes), path)
+            if declared == "mixture":
+                shards = folder / f"mixture-{seed}"
+                if not shards.exists():
+                    build_shards(DataConfig(max_bytes=600_000), Tokenizer.load(ground.whole / "tokenizer"), shards)
+                fields = {"data.path": str(shards)}
+            run = fit(ground.config({**changes, **fields}), out=path, declare=declared, say=lambda line: None)
+        else:
+            run = quiet_fit(ground.config(changes), path)
         found = Clean(kind, seed, STEPS, _alarms(run), [finding.contract for finding in audit(path) if not finding.kept])
     shutil.rmtree(path, ignore_errors=True)
     return found

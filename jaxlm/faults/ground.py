@@ -103,10 +103,7 @@ class Ground:
             write_atomic(self.text, paragraphs())
         for path in (self.half, self.whole):
             shutil.rmtree(path, ignore_errors=True)
-        stop = Patch(
-            "jaxlm.train.stop:StopRequest.reached", lambda real: lambda self, step: real(self, step) or step == STOPPED
-        )
-        with patched([stop]):
+        with patched([stopped_at(STOPPED)]):
             quiet_fit(self.config(), self.half)
         shutil.copytree(self.half, self.whole)
         quiet_fit(self.config(), self.whole)
@@ -126,6 +123,11 @@ class Ground:
     def parts(self) -> dict[str, Any]:
         """The overrides with which another run takes tokenizer and shards from here."""
         return {"tokenizer.path": str(self.whole / "tokenizer"), "data.path": str(self.whole / "data")}
+
+
+def stopped_at(last: int) -> Patch:
+    """What lets a run stop after `last` steps, as a signal does."""
+    return Patch("jaxlm.train.stop:StopRequest.reached", lambda real: lambda self, step: real(self, step) or step == last)
 
 
 def paragraphs() -> bytes:
