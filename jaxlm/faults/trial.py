@@ -82,6 +82,10 @@ def trial(fault: Fault, ground: Ground, work: Path) -> Trial:
 def _right(fault: Fault, seen: Seen | None) -> bool:
     if seen is None or seen.by not in fault.seen_by:
         return False
+    if seen.layer is not None and fault.layer_index not in (None, seen.layer):
+        return False
+    if fault.operation and seen.operation != fault.operation:
+        return False
     if seen.step is None:
         return True
     begins = fault.at or 1

@@ -119,6 +119,14 @@ def test_seen_in_time_and_by_the_right_one(seen, right):
     assert _right(fault(at=10, within=2), seen) is right
 
 
+@pytest.mark.parametrize(
+    ("layer", "operation", "right"), [(1, "mul", True), (2, "mul", False), (1, "add", False), (None, "mul", True)]
+)
+def test_a_fault_with_a_place_is_seen_there(layer, operation, right):
+    one = fault(at=10, layer_index=1, operation="mul")
+    assert _right(one, Seen("data", "step", 10, "", layer, operation)) is right
+
+
 def test_the_table_its_totals_and_the_json():
     good, blind = fault(at=10, within=2), fault(name="two", seen_by=(), unseen="there is one copy")
     late = fault(name="three")
