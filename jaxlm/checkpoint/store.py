@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -293,13 +293,13 @@ class CheckpointStore:
         *,
         below: str = "",
         allow_older: bool = False,
-        expect: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     ) -> tuple[Any, Manifest]:
         """Restore a step (None: the newest) into a tree of the structure of `like`, bitwise, and return it with its manifest.
 
         like: a pytree of `jax.ShapeDtypeStruct` (with a sharding, if it has one), jax arrays or NumPy arrays.
         below: restore only the leaves whose names begin with it (`params`), into a `like` of that part alone.
-        expect: facts, or kinds of parents, with the value that they must have.
+        expect: facts, or kinds of parents, with the value that they must have; or what gives them for a step.
         allow_older: take the next older checkpoint where this one is damaged. Each one passed over is warned about and
         recorded in the returned manifest as `provenance["refused"]`, a list of `{"step", "error"}`.
         In a cluster every process reads the leaves whole, in host memory, and keeps what its devices hold.
@@ -324,7 +324,7 @@ class CheckpointStore:
             else:
                 path, prefix = self.path(candidate), f"{below}/" if below else ""
                 records = {name: leaf for name, leaf in records_of(manifest).items() if name.startswith(prefix)}
-                require_facts(manifest, expect or {}, artifact=path)
+                require_facts(manifest, expect(candidate) if callable(expect) else expect or {}, artifact=path)
                 require_match({name.removeprefix(prefix): leaf for name, leaf in records.items()}, like, artifact=path)
                 broken = next((finding for finding in verify_files(path, manifest) if not finding.kept), None)
                 if broken is None:

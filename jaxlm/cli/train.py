@@ -9,6 +9,12 @@
   jaxlm train runs/tiny/resolved.json
       the same run again, from nothing, beside the first (or the rest of it)
 
+A run that has begun goes on with other numbers only where that is declared:
+
+  jaxlm train runs/tiny --declare "batch size" --train.batch-size 64
+      also "warm restart" (optim.*, train.steps) and "mixture" (other shards,
+      --data.path); "pause" and "mesh" change no number and tell the detectors
+
 On several machines, or as several processes of one (scripts/ has
 launchers), the same command runs in every process:
 
@@ -48,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
     parser.add_argument("--out", help="the run directory; runs/NAME by default")
     parser.add_argument("--allow-older", action="store_true", help="where the newest checkpoint is damaged, take an older one")
+    parser.add_argument(
+        "--declare", default="", metavar="CHANGE", help="go on with other numbers; what the change is called"
+    )
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="answer Prometheus there: --watch.metrics-port")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, for a run of several processes")
     parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
@@ -78,7 +87,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         watch = dataclasses.replace(config.watch, metrics_port=args.metrics_port)
         config = dataclasses.replace(config, watch=watch)
     try:
-        return train(config, where, original, out, allow_older=args.allow_older)
+        return train(config, where, original, out, allow_older=args.allow_older, declare=args.declare)
     except Exception as error:
         if joined:
             leave_with(error)
@@ -133,14 +142,22 @@ def _unfinished(path: Path, config: RunConfig) -> bool:
         return (store.latest() or 0) < config.train.steps
 
 
-def train(config: RunConfig, where: Path | None, original: Path | None, out: Output, *, allow_older: bool = False) -> int:
+def train(
+    config: RunConfig,
+    where: Path | None,
+    original: Path | None,
+    out: Output,
+    *,
+    allow_older: bool = False,
+    declare: str = "",
+) -> int:
     """Train `config` in `where`; with `original`, its tokenizer and data must come out the same."""
     from jaxlm.parallel import processes
     from jaxlm.run import Run
     from jaxlm.train import fit
 
     like = Run.load(original) if original is not None and (original / "manifest.json").is_file() else None
-    done = fit(config, out=where, allow_older=allow_older, like=like, say=out.line)
+    done = fit(config, out=where, allow_older=allow_older, like=like, declare=declare, say=out.line)
     if not processes.primary():
         return 0
     records = done.telemetry()

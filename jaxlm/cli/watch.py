@@ -19,10 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Watch."""
     from jaxlm.run import Run
+    from jaxlm.run.lineage import changes_of
     from jaxlm.watch.detect import expected_of, forecast, watch
 
     opened = Run.load(args.run)
     steps, expected = opened.telemetry(), expected_of(opened.config)
+    if changes_of(opened.manifest):  # what the schedule and the decays were, steps of several configs do not share
+        expected = expected._replace(lr=None, betas=None)
     # An event of step n, its pace say, comes after the record of that step.
     events = [event for event in opened.events() if "step" in event]
     records = sorted([*steps, *events], key=lambda record: (record["step"], "event" in record))

@@ -22,6 +22,7 @@ from jaxlm.data import open_shards
 from jaxlm.model import model_manifest
 from jaxlm.run.history import History, cursor_of
 from jaxlm.run.layout import Layout
+from jaxlm.run.lineage import change_findings, changes_of, first_step, parent_findings
 from jaxlm.run.scores import FIGURES, recomputed
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.watch import Mark, read_log, verify_log
@@ -223,6 +224,8 @@ def _run(layout: Layout) -> Iterator[Finding]:
     yield from _logs(layout, store)
     if parts.history is not None:
         yield from _undone(layout, parts.history)
+    if run is not None:
+        yield from change_findings(layout, run, [record for record, _ in read_log(layout.events)])
     for root in _within(layout.evaluations):
         yield from _evaluation(root, parts, store)
     for root in _within(layout.bundles):
@@ -262,8 +265,11 @@ def _checkpoint(store: CheckpointStore, step: int, parts: _Parts, *, deep: bool 
     yield from _states(root)
     yield from _files(root, store.verify(step, deep=deep))
     manifest = _readable(root)
-    for parent in (parts.tokenizer, parts.data, parts.model, parts.run):
+    now = parts.run is None or step > first_step(parts.run)
+    for parent in (parts.tokenizer, parts.model, *((parts.data, parts.run) if now else ())):
         yield from _pair(parent, manifest, root)
+    if manifest is not None and parts.run is not None and not now:
+        yield from parent_findings(parts.run, manifest, step, root)
     if manifest is not None and parts.history is not None:
         yield cursor_of(manifest, parts.history, root)
 
@@ -301,7 +307,9 @@ def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Ite
     yield from _plain(root, "evaluation")
     manifest = _readable(root)
     yield from _pair(parts.tokenizer, manifest, root)
-    yield from _pair(parts.data, manifest, root)
+    earlier = {change["data"] for change in changes_of(parts.run)} if parts.run is not None else set()
+    if manifest is None or manifest.parents.get("data") not in earlier:
+        yield from _pair(parts.data, manifest, root)
     removed = {print_ for back in parts.history.rollbacks for print_ in back.removed.values()} if parts.history else set()
     gone = manifest is not None and manifest.parents.get("checkpoint") in removed
     if store is not None and manifest is not None and manifest.facts["step"] in store.committed() and not gone:
@@ -311,12 +319,15 @@ def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Ite
 
 
 def _bundle(root: Path, parts: _Parts) -> Iterator[Finding]:
-    """A bundle of the flight recorder, with all that lies in it, and the run that it is of."""
+    """A bundle of the flight recorder, with all that lies in it, and the run that it is of, as it is or was."""
     if not root.is_dir():
         yield _stranger("bundle", root)
         return
     yield from _plain(root, "bundle")
-    yield from _pair(parts.run, _readable(root), root)
+    manifest = _readable(root)
+    earlier = {change["run"] for change in changes_of(parts.run)} if parts.run is not None else set()
+    if manifest is None or manifest.parents.get("run") not in earlier:
+        yield from _pair(parts.run, manifest, root)
 
 
 OPENED: dict[str, Callable[[Path], Any]] = {"tokenizer": Tokenizer.load, "data": open_shards}

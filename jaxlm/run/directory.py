@@ -20,6 +20,7 @@ from jaxlm.data import ShardSet, open_shards
 from jaxlm.model import Params, abstract_params, model_manifest
 from jaxlm.run.history import History
 from jaxlm.run.layout import Layout
+from jaxlm.run.lineage import before, parent_findings
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.watch import read_log
 
@@ -75,6 +76,11 @@ class Run:
                 remedy="Restore resolved.json from a copy.",
             )
         return cls(path, manifest, config, step)
+
+    def at(self, step: int) -> Run:
+        """The run as it was when it did step number `step`, from 1: itself, or with what a declared change replaced since."""
+        found = before(self.layout, self.manifest, step)
+        return self if found is None else Run(self.path, *found, self._step)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -135,10 +141,14 @@ class Run:
 
     @functools.cached_property
     def checkpoint(self) -> Manifest:
-        """The manifest of the checkpoint in use, compared with model, tokenizer, data and run."""
+        """The manifest of the checkpoint in use, compared with model, tokenizer, data and run: those that its step was trained
+        under."""
         manifest = self.checkpoints.manifest(self.step)
-        for upstream in (self.model, self.tokenizer.manifest, self.manifest):
+        for upstream in (self.model, self.tokenizer.manifest):
             check(upstream, manifest)
+        for finding in parent_findings(self.manifest, manifest, self.step, self.checkpoints.path(self.step)):
+            if not finding.kept:
+                raise finding.error()
         return manifest
 
     @functools.cached_property

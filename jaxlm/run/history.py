@@ -1,8 +1,9 @@
-"""What of a run's events makes its batches others than its config alone would: rollbacks.
+"""What of a run's events makes its batches others than its config alone would: rollbacks, and changes that were declared.
 
 The event log is never cut, so it tells what a run did in the order in which it did it. A rollback takes the run from the step
 of an alarm back to a checkpoint, and past the batches since: the step after the checkpoint is trained on the batch that would
-have come after the alarm's. So the batch of a step is a pure function of config, data and these events.
+have come after the alarm's. With another batch size the order goes on at the example that it had come to, or the next one that
+begins a batch; other shards begin theirs. So the batch of a step is a pure function of config, data and these events.
 
 A checkpoint states in `data_cursor` how many batches of the order its run had come past. Rollbacks only move that forward, for
 every step after the one that they lead to: the figure tells whether a checkpoint is of the run as it stands, or of steps that
@@ -38,9 +39,10 @@ class Rollback(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """rollbacks: in their order. starts, offsets: after so many steps, ascending, the batches come by so much further on."""
+    """changes: the events that move the order of the batches, in their order. starts, offsets: after so many steps, ascending,
+    the batches come by so much further on."""
 
-    rollbacks: tuple[Rollback, ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
     starts: tuple[int, ...] = ()
     offsets: tuple[int, ...] = ()
 
@@ -54,20 +56,38 @@ class History:
 
     def after(self, event: Mapping[str, Any]) -> History:
         """The history with one more event."""
-        if event["event"] != "rollback":
+        if event["event"] == "rollback":
+            done = event["to"]
+            place = self.index(event["step"])
+        elif event["event"] == "declared" and "run" in event:
+            done = event["step"]
+            old, new = event["fields"].get("train.batch_size", (1, 1))
+            place = 0 if event["data"] != event["new_data"] else -(-self.index(done) * old // new)
+        else:
             return self
-        back = Rollback(*(event[name] for name in Rollback._fields))
-        left = bisect.bisect_left(self.starts, back.to)
-        offset = self._offset(back.step) + back.step - back.to
-        return History((*self.rollbacks, back), (*self.starts[:left], back.to), (*self.offsets[:left], offset))
+        left = bisect.bisect_left(self.starts, done)
+        return History((*self.changes, event), (*self.starts[:left], done), (*self.offsets[:left], place - done))
+
+    @property
+    def rollbacks(self) -> tuple[Rollback, ...]:
+        """The rollbacks, in their order."""
+        found = (event for event in self.changes if event["event"] == "rollback")
+        return tuple(Rollback(*(event[name] for name in Rollback._fields)) for event in found)
+
+    @property
+    def declared(self) -> tuple[Mapping[str, Any], ...]:
+        """The events of the changes that were declared, in their order."""
+        return tuple(event for event in self.changes if event["event"] == "declared")
 
     def first(self, count: int) -> History:
-        """The history up to its first `count` rollbacks."""
-        return History.of({"event": "rollback", **back._asdict()} for back in self.rollbacks[:count])
+        """The history before rollback `count`, from 0."""
+        places = [place for place, event in enumerate(self.changes) if event["event"] == "rollback"]
+        return self if count >= len(places) else History.of(self.changes[: places[count]])
 
     def index(self, done: int) -> int:
         """The place in the order of the batch that follows `done` steps."""
-        return done + self._offset(done)
+        before = bisect.bisect_right(self.starts, done)
+        return done + (self.offsets[before - 1] if before else 0)
 
     def cursor(self, done: int) -> int:
         """Batches of the order that the run had come past after `done` steps: the `data_cursor` of that checkpoint."""
@@ -77,11 +97,7 @@ class History:
         """Whether a checkpoint of `done` steps with this `data_cursor` is of steps that were taken back."""
         if cursor == self.cursor(done):
             return False
-        return any(cursor == self.first(count).cursor(done) for count in range(len(self.rollbacks)))
-
-    def _offset(self, done: int) -> int:
-        before = bisect.bisect_right(self.starts, done)
-        return self.offsets[before - 1] if before else 0
+        return any(back.to < done and cursor == self.first(count).cursor(done) for count, back in enumerate(self.rollbacks))
 
 
 def cursor_of(manifest: Manifest, history: History, artifact: object) -> Finding:

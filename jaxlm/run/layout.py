@@ -9,6 +9,7 @@ RUN/events.jsonl       times, validations, saves, resumes, alarms
 RUN/checkpoints/       00000400/ and so on
 RUN/evaluations/       one directory an evaluation
 RUN/bundles/           one directory an alarm: what it takes to compute that step again
+RUN/before/            00001/ and so on: manifest and config that each declared change replaced
 RUN/undone/            00001.jsonl and so on: the telemetry that each rollback took back
 """
 
@@ -78,6 +79,10 @@ class Layout:
     def bundles(self) -> Path:
         """The directory of the flight recorder's bundles."""
         return self.path / "bundles"
+
+    def before(self, number: int) -> Path:
+        """The manifest and the config that declared change `number`, from 1, replaced."""
+        return self.path / "before" / f"{number:05d}"
 
     def undone(self, number: int) -> Path:
         """The lines of the telemetry that rollback `number`, from 1, took back."""

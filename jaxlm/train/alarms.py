@@ -64,9 +64,8 @@ class Alarms:
         """What of a state changes although nothing is updated: to be asked for before the step, whose state is donated."""
         return dict(_copied({"step": state.step, "loss_scale": state.loss_scale, "skipped": state.skipped}))
 
-    def go_back(self, found: Mapping[str, Any] | None, to: int) -> None:
-        """Let the detectors stand where they stood after `to` steps, and forget the steps since."""
-        self.go_on(found)
+    def go_back(self, to: int) -> None:
+        """Forget the steps after `to`; where the detectors stood then, `go_on` has said."""
         self.recorder.forget(after=to)
         self.event({"event": "rollback", "step": to})
 

@@ -23,6 +23,7 @@ from jaxlm.model.spec import count_params, named_leaves
 from jaxlm.parallel import make_mesh, processes
 from jaxlm.parallel.lookout import Lookout
 from jaxlm.run import Layout, Run
+from jaxlm.train.declared import finish, going_on
 from jaxlm.train.loop import train
 from jaxlm.train.prepare import Parts, Say, claim, forget, prepare, resolve
 from jaxlm.train.session import Session
@@ -38,13 +39,15 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     allow_older: bool = False,
     like: Run | None = None,
+    declare: str = "",
     say: Say | None = None,
 ) -> Run:
     """Train a run to its last step and return it.
 
     out: the run directory, runs/NAME by default. A run that is there and has the same config is resumed from its newest
     checkpoint (with `allow_older`, from the newest one that is whole). like: a run to reproduce, whose tokenizer and data must
-    come out the same. say: takes the lines meant for a person; standard error by default.
+    come out the same. declare: a change (`jaxlm.train.declared.ABOUT`) by which a run that has begun goes on with other numbers
+    of the fields that it is about; one process only. say: takes the lines meant for a person; standard error by default.
 
     In a cluster (`jaxlm.parallel.processes.start`) every process calls it alike, `out` is a directory that all of them see, and
     only process 0 says anything. A process that loses another one, or is stuck, ends itself with status 4 or 5.
@@ -55,6 +58,8 @@ def fit(
     """
     with _together(cfg) as lookout:
         say = (say or _print) if processes.primary() else _mute
+        if declare and (processes.several() or allow_older):
+            raise InputError("--declare: expected a run of one process that goes on from its newest checkpoint")
         layout = Layout(Path(out) if out is not None else Path("runs") / cfg.name)
         stop = StopRequest(lookout)
         _, programs = keep_programs()
@@ -64,14 +69,17 @@ def fit(
         rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
         with layout.locked() if processes.primary() else contextlib.nullcontext():
             new = not layout.resolved.is_file()
-            cfg = claim(cfg, layout) if processes.primary() else cfg
+            if processes.primary():
+                cut_off = finish(layout)
+                cfg, declare = going_on(cfg, layout, cut_off), "" if cut_off else declare
+                cfg = claim(cfg, layout, declare=declare)
             try:
                 parts = _prepared(cfg, layout, say, like)
                 for line in [*describe(parts.cfg), *_sizes(parts, mesh), f"programs   {programs}"]:
                     say(line)
                 with jax.set_mesh(mesh):
                     watchdog = Watchdog(cfg.watch.step_timeout)
-                    session = Session(parts, layout, mesh, say, allow_older, stop=stop, watchdog=watchdog)
+                    session = Session(parts, layout, mesh, say, allow_older, stop=stop, watchdog=watchdog, declare=declare)
                     # The watchdog ends last: leaving the store waits for the save under way.
                     with watchdog, session.telemetry, session.events, session.store:
                         try:

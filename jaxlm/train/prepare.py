@@ -18,6 +18,7 @@ from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agre
 from jaxlm.data.overlap import require_little_overlap
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
+from jaxlm.train.declared import require_declared
 from jaxlm.watch import duration
 
 Say = Callable[[str], None]
@@ -39,10 +40,10 @@ def resolve(cfg: RunConfig, layout: Layout) -> RunConfig:
     Raises ConfigError where the model asks for another vocabulary, or shards are named without their tokenizer.
     """
     vocab_size = cfg.tokenizer.vocab_size
+    own = layout.resolved.is_file() and layout.tokenizer.is_dir()
     if cfg.tokenizer.path:
-        own = layout.resolved.is_file() and layout.tokenizer.is_dir()
         vocab_size = Tokenizer.load(layout.tokenizer if own else cfg.tokenizer.path).vocab_size
-    elif cfg.data.path:
+    elif cfg.data.path and not own:
         raise ConfigError("tokenizer.path", "the tokenizer that --data.path was made with", "")
     if cfg.model.vocab_size not in (0, vocab_size):
         raise ConfigError("model.vocab_size", f"0, or the tokenizer's {vocab_size}", cfg.model.vocab_size)
@@ -58,13 +59,14 @@ def resolve(cfg: RunConfig, layout: Layout) -> RunConfig:
     )
 
 
-def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
+def claim(cfg: RunConfig, layout: Layout, *, declare: str = "") -> RunConfig:
     """Write `resolved.json` into a new run, or compare with the one that is there. Returns the config to go on with.
 
     cfg: resolved. Fields that change no number are taken from `cfg`, so that a resumed run may print more often. A run that
     has not begun to train takes another config, and keeps tokenizer and data where their fields are the same. What a killed
-    process left half-written is removed.
-    Raises InputError naming every field that differs: a run that has begun is never continued with other numbers.
+    process left half-written is removed. declare: the change that the run is to go on with, which is made later.
+    Raises InputError naming every field that differs: a run that has begun is never continued with other numbers, but for those
+    that a declared change is about.
     """
     if not layout.resolved.is_file():
         _require_free(layout)
@@ -72,6 +74,9 @@ def claim(cfg: RunConfig, layout: Layout) -> RunConfig:
         return cfg
     _remove(path for path in layout.path.glob(".*.tmp") if LEFTOVER.fullmatch(path.name))
     recorded = read_resolved(layout.resolved)
+    if declare:
+        require_declared(cfg, recorded, declare, layout)
+        return dataclasses.replace(cfg, name=recorded.name)
     if config_fingerprint(recorded) == config_fingerprint(cfg):
         return dataclasses.replace(cfg, name=recorded.name)
     if layout.manifest.is_file() or layout.checkpoints.exists():

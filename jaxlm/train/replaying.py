@@ -71,6 +71,7 @@ def recorded(run: Run, step: int, *, say: Callable[[str], None] = lambda line: N
     steps = len(run.telemetry())
     if step not in lived.records:
         raise InputError(f"--step: expected one of the {steps} steps that {run.path} has done, found {step}")
+    run = run.at(step)
     cfg = _on_these_devices(run.config)
     mesh = make_mesh(cfg.mesh)
     bundle = bundles(run.layout.bundles).get(step)
@@ -84,6 +85,8 @@ def recorded(run: Run, step: int, *, say: Callable[[str], None] = lambda line: N
         if not before:
             held = ", ".join(map(str, run.checkpoints.committed())) or "none"
             raise InputError(f"{run.path}: expected a checkpoint before step {step}, found {held}; name a later step")
+        if run.at(before[-1] + 1).manifest.fingerprint != run.manifest.fingerprint:
+            raise InputError(f"{run.path}: expected a checkpoint between the declared change and step {step}, found none")
         state, _ = run.checkpoints.restore(like, before[-1])
         say(f"step {step} begins {step - 1 - before[-1]} steps after the checkpoint of step {before[-1]}")
         state, differing = _computed_again(run, lived, cfg, mesh, state, before[-1], step - 1)
@@ -136,6 +139,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def batch_of(run: Run, done: int, history: History | None = None) -> Batch:
     """The batch of the step that follows `done` steps: a pure function of config, data and the run's rollbacks."""
+    run = run.at(done + 1)
     cfg = run.config
     return batch(
         run.data.train,

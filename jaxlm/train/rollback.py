@@ -29,7 +29,17 @@ def roll_back(session: Session, alarm: Alarm) -> None:
     session.store.wait()
     _require_few(session, alarm)
     events = [record for record, _ in read_log(session.layout.events)]
-    to = checkpoint_before(events, step=alarm.step, detector=alarm.detector, saved=session.store.steps())
+    least = max((change["step"] for change in session.history.declared), default=0)
+    saved = [step for step in session.store.steps() if step >= least]
+    to = checkpoint_before(events, step=alarm.step, detector=alarm.detector, saved=saved)
+    if to < least:
+        raise ContractError(
+            alarm.detector,
+            artifact=f"{session.layout.path}, step {alarm.step} ({alarm.what})",
+            expected=f"a good checkpoint of step {least}, at which a change of the numbers was declared, or later",
+            found=f"none among {', '.join(map(str, saved)) or 'none'}",
+            remedy="Nobody goes back behind a declared change; start from the change again, in another directory.",
+        )
     mark = Mark(**session.store.manifest(to).facts["telemetry"]) if to else Mark(0, START)
     undone = keep_lines(session, mark)
     commit(session, alarm, to, undone)
@@ -95,7 +105,6 @@ def restore(session: Session, to: int) -> None:
     """The state and the detectors as they were after `to` steps; the step that follows is computed as after a resume."""
     del session.state  # both do not fit
     session.state, _ = session.standing()
-    detectors = session.store.manifest(to).provenance.get("detectors") if to else None
-    session.alarms.go_back(detectors, to)
+    session.alarms.go_back(to)
     session.guard.go_back()
     session.pace = Pace(session.cfg.watch.pace_every, session.event)

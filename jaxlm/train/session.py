@@ -18,7 +18,9 @@ from jaxlm.model import model_manifest
 from jaxlm.parallel import processes
 from jaxlm.run import History, Layout, run_manifest
 from jaxlm.run.history import cursor_of
+from jaxlm.run.lineage import first_step, parents_at
 from jaxlm.train.alarms import Alarms
+from jaxlm.train.declared import ABOUT, Change, change_of, make
 from jaxlm.train.exports import sinks_of
 from jaxlm.train.guard import Guard
 from jaxlm.train.pace import Pace
@@ -47,8 +49,10 @@ class Session:
         *,
         stop: StopRequest,
         watchdog: Watchdog,
+        declare: str = "",
     ):
-        """In a cluster all processes open the run together, and process 0 alone writes its logs."""
+        """declare: a change that the run is to go on with, or nothing. In a cluster all processes open the run together, and
+        process 0 alone writes its logs."""
         self.stop, self.watchdog = stop, watchdog
         self.parts, self.cfg, self.layout, self.mesh, self.say = parts, parts.cfg, layout, mesh, say
         cfg = self.cfg
@@ -67,6 +71,9 @@ class Session:
         self.rows = batch_rows(cfg, mesh)
         self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
         self.differing: list[str] = []
+        change = self._declared(declare) if ABOUT.get(declare) else None
+        if change is not None:
+            self.manifest = change.manifest
         if self.manifest is not None:
             self._require_same_parts(self.manifest)
         self.relaid: dict[str, Any] | None = None
@@ -79,13 +86,27 @@ class Session:
         self._require_one_directory()
         self.events = _log(layout.events, None, "a whole log")
         self.telemetry = _log(layout.telemetry, mark, f"the {mark.lines} lines that the checkpoint has seen")
+        if change is not None:
+            index = self.history.after(change.event).index(change.event["step"])
+            self._batch(index, None, parts.data.train, cfg.model.context_length)  # raises where there can be no such batch
+            make(self, change)
+        elif declare:
+            self.event("declared", step=self.saved or 0, what=declare)
         self.sinks = sinks_of(cfg, layout, step=mark.lines, durable=self.store.latest)
+
+    def _declared(self, what: str) -> Change:
+        """The change to make, at the newest checkpoint. Raises InputError where there is none."""
+        if (step := self.store.latest()) is None:
+            raise InputError(f"{self.layout.path}: expected a checkpoint to go on from with a declared {what}, found none")
+        return change_of(what, self.cfg, self.layout, data=self.parts.data.manifest, step=step)
 
     def standing(self, allow_older: bool = False) -> tuple[TrainState, Mark]:
         """The state of the newest checkpoint, and the mark of the telemetry that goes with it; those of the beginning where
         there is none."""
         self.saved = None
         if not self.store.committed():
+            self._require_not_behind(0)
+            self.alarms.go_on(None)
             return initial_state(self.cfg, self.mesh), Mark(0, START)
         state, mark = self._restored(allow_older)
         if self.saved is not None and not processes.several():
@@ -126,10 +147,7 @@ class Session:
 
     def _restored(self, allow_older: bool) -> tuple[TrainState, Mark]:
         like = abstract_state(self.cfg, self.mesh)
-        expect = {"tokenizer": self.parts.tokenizer.fingerprint, "data": self.parts.data.manifest.fingerprint}
-        if self.manifest is not None:
-            expect["run"] = self.manifest.fingerprint
-        state, manifest = self.store.restore(like, allow_older=allow_older, expect=expect)
+        state, manifest = self.store.restore(like, allow_older=allow_older, expect=self._expected)
         self.differing = differences(manifest.facts["environment"], self.environment)
         self.saved = manifest.facts["step"]
         found = cursor_of(manifest, self.history, self.store.path(self.saved))
@@ -138,6 +156,9 @@ class Session:
         if (before := manifest.facts["environment"]["mesh"]) != self.environment["mesh"]:
             self.relaid = {"saved": before, "now": self.environment["mesh"]}
         self.alarms.go_on(manifest.provenance.get("detectors"))
+        for change in self.history.declared:
+            if change["step"] == self.saved:  # declared after the checkpoint was saved
+                self.alarms.event(change)
         self.say(f"resuming at step {manifest.facts['step']} from {self.store.path(manifest.facts['step'])}")
         for line in self.differing:
             self.say(f"  another environment, so equal bits are not promised: {line}")
@@ -145,6 +166,25 @@ class Session:
             self.say("  sums of this device come in any order, so equal bits are not promised; set")
             self.say("  XLA_FLAGS=--xla_gpu_deterministic_ops=true from the first step on")
         return state, Mark(**manifest.facts["telemetry"])
+
+    def _expected(self, step: int) -> dict[str, str]:
+        """The parents that a checkpoint of `step` steps has. Raises ContractError for steps behind a declared change."""
+        self._require_not_behind(step)
+        tokenizer = {"tokenizer": self.parts.tokenizer.fingerprint}
+        if self.manifest is None:
+            return {**tokenizer, "data": self.parts.data.manifest.fingerprint}
+        return {**tokenizer, **parents_at(self.manifest, step)}
+
+    def _require_not_behind(self, step: int) -> None:
+        """Raise ContractError where a run would go on from `step` steps done, behind a declared change."""
+        if self.manifest is not None and step < (least := first_step(self.manifest)):
+            raise ContractError(
+                "run",
+                artifact=self.store.path(step),
+                expected=f"a checkpoint of step {least} or later, at which a change of the numbers was declared",
+                found=f"step {step}",
+                remedy="Restore a later checkpoint from a copy: the steps in between would be others than they were.",
+            )
 
     def batch(self, step: int) -> Batch:
         """The batch of the step that follows `step` steps done: a pure function of config, data and the run's rollbacks."""
@@ -166,6 +206,8 @@ class Session:
         record = last_record(self.layout.telemetry) if processes.primary() and self.telemetry.mark.lines else None
         if record is None or record.get("batch_crc") is None:
             return
+        if any(record["step"] <= change["step"] for change in self.history.declared):
+            return  # its batch was made by other numbers
         found = batch_crc(self.batch(record["step"] - 1))
         if found != record["batch_crc"]:
             raise ContractError(

@@ -72,7 +72,7 @@ def judged(state: Bank, record: Mapping[str, Any], expected: Expected = Expected
     """The state after a record or an event, all findings in it, and those of them that begin an alarm: see `observe`."""
     if "event" in record:
         if (change := _declared(record)) is not None:
-            return _after(state, change, int(record.get("step", 0))), [], []
+            return _after(state, change, record), [], []
         if record["event"] == "recompiled" and record.get("step", 0) <= state.warm:
             return state, [], []
     states, found = dict(state.states), []
@@ -112,13 +112,19 @@ def _declared(record: Mapping[str, Any]) -> str | None:
     return {"mesh": "mesh", "start": "pause", "rollback": "pause"}.get(record["event"])
 
 
-def _after(state: Bank, change: str, step: int) -> Bank:
-    """The state after a declared change, whose first step is the one after `step`."""
+def _after(state: Bank, change: str, event: Mapping[str, Any]) -> Bank:
+    """The state after a declared change, whose first step is the one after that of the event.
+
+    An event that says what differs is of a run that goes on with another config, which gives the new schedule.
+    """
+    step, fields = int(event.get("step", 0)), event.get("fields")
     states = {
         name: detector.start() if change in detector.resets else state.states[name] for name, detector in DETECTORS.items()
     }
     if change == "warm restart":
-        states["rate"] = rate.restarted(state.states["rate"])
+        states["rate"] = rate.restarted(state.states["rate"], known=fields is not None)
+    if fields and not {"optim.b1", "optim.b2"}.isdisjoint(fields):  # the moments are of other decays, and keep to no bound
+        states["exact"] = state.states["exact"]._replace(updates=None)
     if "batches" in states and change in ALL:  # what was seen was seen
         kept: batches.Batches = state.states["batches"]
         states["batches"] = states["batches"]._replace(crcs=kept.crcs, known=kept.known)

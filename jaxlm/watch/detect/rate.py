@@ -30,9 +30,9 @@ def rate() -> Rate:
     return Rate(np.full(RATES, math.nan))
 
 
-def restarted(state: Rate) -> Rate:
-    """After a declared warm restart."""
-    return Rate(np.full(RATES, math.nan), state.missed, True)
+def restarted(state: Rate, *, known: bool = False) -> Rate:
+    """After a declared warm restart. known: whether the schedule that is expected from here on is the new one."""
+    return Rate(np.full(RATES, math.nan), state.missed, not known)
 
 
 def observe(state: Rate, record: Mapping[str, Any], expected: Expected) -> tuple[Rate, list[Alarm]]:
