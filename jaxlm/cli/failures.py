@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jaxlm.cli.output import STDOUT
 from jaxlm.contract import ContractError, InputError
 
-RESUMABLE = ("train", "quickstart")
+RESUMABLE = ("train", "quickstart", "ablate")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = {
     "eval": "lower --eval.batch-size",

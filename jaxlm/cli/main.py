@@ -31,6 +31,7 @@ VERBS = {
     "data": "build token shards from text; show them",
     "explain": "what a run will need: memory, FLOPs, time; no device is touched",
     "train": "train a run, or go on with one",
+    "ablate": "a base and what it is without each of its parts, at equal tokens",
     "eval": "bits per byte of a run on its validation split",
     "generate": "continue a prompt with a run",
     "check": "check every contract along the chain of artifacts",

@@ -28,7 +28,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     A name such as `tiny` or `configs/tiny.py` that is no file here is looked up among the installed configs.
     Raises InputError (ConfigError for a value), in one line.
     """
-    file = _found(Path(path))
+    file = config_file(path)
     config = read_resolved(file) if file.suffix == ".json" else _run(file)
     return apply_overrides(config, overrides)
 
@@ -44,7 +44,9 @@ def folder() -> Path:
     return found if (found := package / "_configs").is_dir() else package.parent / "configs"
 
 
-def _found(path: Path) -> Path:
+def config_file(path: str | os.PathLike[str]) -> Path:
+    """The file of a config: `path`, or the installed one that it names. Raises InputError where there is neither."""
+    path = Path(path)
     if path.is_file():
         return path
     if path.is_dir():
