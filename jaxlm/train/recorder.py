@@ -8,6 +8,7 @@ that state; then the bundle names the step of the newest checkpoint, from which 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.checkpoint import CheckpointStore
-from jaxlm.contract import Manifest, new_artifact, record_files
+from jaxlm.contract import ContractError, Manifest, new_artifact, record_files
 from jaxlm.data import Batch
 
 KIND = "bundle"
@@ -69,12 +70,21 @@ class Recorder:
                 np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in batch._asdict().items()})
             lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in self._ring)
             (temporary / RING).write_text(lines)
-            if state is not None:
-                with CheckpointStore(temporary / STATE, asynchronous=False) as store:
-                    store.save(state, step - 1, facts={"data_cursor": step - 1}, parents=parents)
-            facts = {"step": step, "alarms": list(alarms), "state": state is not None, "checkpoint": checkpoint}
+            saved = state is not None and _saved(state, temporary / STATE, step, parents)
+            facts = {"step": step, "alarms": list(alarms), "state": saved, "checkpoint": checkpoint}
             Manifest(KIND, facts, {"run": parents["run"]}, record_files(temporary)).save(temporary)
         return path
+
+
+def _saved(state: Any, folder: Path, step: int, parents: Mapping[str, str]) -> bool:
+    """Save the state that step number `step` began from; False for one that is not finite, which no checkpoint holds."""
+    try:
+        with CheckpointStore(folder, asynchronous=False) as store:
+            store.save(state, step - 1, facts={"data_cursor": step - 1}, parents=parents)
+    except ContractError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def bundles(folder: Path) -> dict[int, Path]:

@@ -49,6 +49,16 @@ def test_a_step_whose_state_is_gone_names_its_checkpoint(recorder, batch):
     assert '"checkpoint": 4' in (path / "manifest.json").read_text()
 
 
+def test_a_state_that_is_not_finite_leaves_a_bundle_without_it(recorder, batch):
+    """No checkpoint holds such a state; the alarm that asked for the bundle must not be lost over it."""
+    state = {"params": {"w": jnp.array([1.0, jnp.nan])}}
+    path = bundle(recorder, 5, batch, state=state)
+    assert read_state(path, state) is None
+    assert not (path / "state").exists()
+    for ours, theirs in zip(read_batch(path), batch, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_there_are_never_more_bundles_than_asked_for(recorder, batch):
     assert [bundle(recorder, step, batch) is None for step in (3, 3, 5, 9)] == [False, True, False, True]
     assert list(bundles(recorder.folder)) == [3, 5]

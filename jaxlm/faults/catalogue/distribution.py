@@ -153,7 +153,6 @@ FAULTS = (
         symptom="Gradients are clipped less than they should be.",
         incident="hyper-parallel #526 (28 to 48), praxis #6",
         plant=(Patch("jaxlm.train.step:total_norm", _lost_mean),),
-        seen_by=("norm_sum",),
-        at=1,
+        seen_by=("planted_nan", "update_rule", "norm_sum"),
     ),
 )

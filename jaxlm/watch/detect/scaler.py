@@ -15,6 +15,7 @@ SPAN, FALLS, SETTLED = 100, 8, 20  # steps looked at; falls of the scale that ar
 IN_A_ROW = 5
 RECENT, BEFORE, OFTEN, SELDOM = 50, 150, 0.9, 0.2  # steps and shares of clipping, now and before
 FLOOR = 1.0  # a scale below shrinks gradients
+FIRST = 2.0**15  # the scale that a run begins with
 
 
 class Scaler(NamedTuple):
@@ -47,7 +48,8 @@ def observe(state: Scaler, record: Mapping[str, Any], expected: Expected) -> tup
 
 
 def _scale(state: Scaler, record: Mapping[str, Any], scale: float, scaled: bool) -> Iterator[Alarm]:
-    """The rule: half after a step that was not finite, else the same or the double, and 1 where nothing is scaled."""
+    """The rule: `FIRST` in the first step, half after one that was not finite, else the same or the double; 1 where nothing is
+    scaled."""
     if math.isnan(scale):
         return
     ratio = scale / state.scale if state.scale > 0.0 else math.nan
@@ -56,6 +58,8 @@ def _scale(state: Scaler, record: Mapping[str, Any], scale: float, scaled: bool)
         wrong = f"at least {FLOOR:g}"
     elif not scaled and scale != 1.0:
         wrong = "1, as this precision needs no scale"
+    elif scaled and record["step"] == 1 and scale != FIRST:
+        wrong = f"{FIRST:g} in the first step"
     elif state.finite and ratio not in (1.0, 2.0) and not math.isnan(ratio):
         wrong = f"{state.scale:g} or twice that, after a finite step"
     elif not state.finite and state.scale > FLOOR and not ratio < 1.0:

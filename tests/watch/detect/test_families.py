@@ -116,7 +116,7 @@ def test_a_scaler_that_thrashes():
     found = run(scaler.scaler, scaler.observe, scales(values[:-1], finite), Expected(scaled=True))
     assert found[0] == (139, "scaler_thrashing")
     early = [record | {"step": record["step"] - 99} for record in scales(values[:20], [False] * 20)]
-    early = [record | {"loss_scale": 2.0 ** (20 - record["step"])} for record in early]
+    early = [record | {"loss_scale": max(2.0 ** (16 - record["step"]), 1.0)} for record in early]
     assert run(scaler.scaler, scaler.observe, early, Expected(scaled=True)) == []
 
 
@@ -232,3 +232,13 @@ def test_what_is_expected_of_the_tiny_run_is_what_it_does(finished):
 )
 def test_only_a_block_that_adds_to_its_input_is_held_to_that(fields, balanced):
     assert expected_of(RunConfig(model=ModelConfig(vocab_size=300, **fields))).balanced is balanced
+
+
+FIRST_SCALES = [(1.0, True, 1), (2.0**15, True, 0), (1.0, False, 0), (2.0**14, True, 1)]
+
+
+@pytest.mark.parametrize(("scale", "scaled", "alarms"), FIRST_SCALES)
+def test_the_first_scale_is_that_of_every_run(scale, scaled, alarms):
+    record = {"step": 1, "loss_scale": scale, "finite": True, "skipped": 0}
+    found = scaler.observe(scaler.scaler(), record, Expected(scaled=scaled))[1]
+    assert [alarm.detector for alarm in found] == ["loss_scale"] * alarms
