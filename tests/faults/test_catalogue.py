@@ -19,7 +19,7 @@ from jaxlm.watch.detect import BUDGETS
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACTS = {
     "tokenizer", "data", "batch", "model", "run", "checkpoint", "restored", "evaluation", "telemetry", "replicas", "recompute",
-    "manifest", "input",
+    "manifest", "input", "config",
 }  # fmt: skip
 PROBED = {probe.__name__ for probe in (*FORWARD, *UPDATE, *PROBES)} | {"initial_loss", "batch_is_pure", "order"}
 READERS = {"jaxlm/cli/faults.py", "jaxlm/report/faults.py"}

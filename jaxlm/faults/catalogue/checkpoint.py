@@ -21,8 +21,8 @@ def _newest(path: Path) -> Path:
 
 
 def _data_file(path: Path) -> Path:
-    """The largest file of the newest checkpoint."""
-    return max((p for p in _newest(path).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    """The largest file of the newest checkpoint's leaves."""
+    return max((p for p in (_newest(path) / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def _leaf_missing(path: Path) -> None:
@@ -211,7 +211,7 @@ FAULTS = (
         symptom="A resumed run diverges, or was never what it says.",
         incident="config files that are shared by runs",
         plant=(Tampered(_edited_config),),
-        seen_by=("run",),
+        seen_by=("config", "run"),
         scene="check",
     ),
 )
