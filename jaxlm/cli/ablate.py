@@ -7,9 +7,9 @@ of tokens, and set their losses side by side.
   jaxlm ablate --minutes 5 --html ablations.html
   jaxlm ablate --config configs/tiny.py --tokens 100000
 
-Each is an ordinary run in --out, and is not done again; Ctrl-C stops it, and the
-same command goes on. A run that diverges, that a probe refuses or a detector ends
-is a result. A config file may bring ablations of its own, as
+Each is an ordinary run in --out, and is not done again; Ctrl-C stops it, and
+the same command goes on. A run that diverges, that a probe refuses or a
+detector ends is a result. A config file may bring ablations of its own, as
 configs/ablations.py does.
 """
 

@@ -116,7 +116,7 @@ def ablations_page(outcomes: Sequence[Outcome]) -> str:
     ]  # fmt: skip
     if why:
         body.append(section("Ended before their last step", table(("run", "why"), why)))
-    return document(f"Ablations of {base.config.name}", "\n".join(body), style=STYLE)
+    return document("A base and its ablations", "\n".join(body), style=STYLE)
 
 
 def _figure(outcome: Outcome, base: Outcome, low: float, high: float) -> str:
