@@ -193,7 +193,7 @@ PROMISED = {
     "optim.clip_by_global_norm": "max_norm",
     "train.TrainState.create": "cfg",
     "train.train_step": "state batch",
-    "train.fit": "cfg * out allow_older like say",
+    "train.fit": "cfg * out allow_older like declare say",
     "contract.ContractError": "contract * artifact expected found remedy",
     "contract.check": "upstream downstream",
     "run.Run.load": "path * step",

@@ -58,10 +58,10 @@ def before(layout: Layout, manifest: Manifest, step: int) -> tuple[Manifest, Run
 
 
 def parent_findings(manifest: Manifest, made: Manifest, step: int, artifact: object) -> Iterator[Finding]:
-    """Whether what was made of step number `step` names the run and the data of that time."""
+    """Whether what was made of step number `step` names the run and the data of that time, which are what is found."""
     for kind, print_ in parents_at(manifest, step).items():
-        found = made.parents.get(kind)
-        yield Finding(made.kind, str(artifact), found == print_, f"{kind} {print_}", f"{kind} {found}", COPY)
+        named, remedy = made.parents.get(kind), f"Use the {kind} that it was made with, or restore it from a copy."
+        yield Finding(made.kind, str(artifact), named == print_, f"{kind} {named}", f"{kind} {print_}", remedy)
 
 
 def change_findings(layout: Layout, manifest: Manifest, events: list[Mapping[str, Any]]) -> Iterator[Finding]:
