@@ -42,7 +42,7 @@ from jaxlm.train.prepare import Parts
 from jaxlm.train.validate import validate
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-TEXT, LEAST = 1_500_000, 60  # bytes
+TEXT, LEAST = 1_500_000, 24  # bytes
 
 
 def small(seed: int = 0, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
@@ -54,7 +54,7 @@ def small(seed: int = 0, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
         model=ModelConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, context_length=64, vocab_multiple=96),
         optim=OptimConfig(lr=4e-3, warmup_steps=20),
         train=TrainConfig(steps=STEPS, batch_size=4, grad_accum=2, seed=seed),
-        watch=WatchConfig(live=False, print_every=1 << 30, pace_every=8),
+        watch=WatchConfig(live=False, print_every=1 << 30, pace_every=8, samples_every=0),
         checkpoint=CheckpointConfig(every=70, keep_last=3, keep_best=0, asynchronous=False),
         eval=EvalConfig(every=40, batches=8, batch_size=8, resamples=20, max_documents=40),
     )
