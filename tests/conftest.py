@@ -49,7 +49,7 @@ def tiny_config(**train):
         model=schema.ModelConfig(d_model=32, n_layers=2, n_heads=2, context_length=32, vocab_multiple=64),
         optim=schema.OptimConfig(lr=3e-3, warmup_steps=4),
         train=schema.TrainConfig(**{"steps": 12, "batch_size": 4, **train}),
-        watch=schema.WatchConfig(print_every=1000, samples_every=0),
+        watch=schema.WatchConfig(print_every=1000),
         checkpoint=schema.CheckpointConfig(every=4),
         eval=schema.EvalConfig(every=4, batches=2, batch_size=4, resamples=100),
     )
