@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a config (.py), a run directory, or the resolved.json of a run")
     parser.add_argument("--out", help="the run directory; runs/NAME by default")
     parser.add_argument("--allow-older", action="store_true", help="where the newest checkpoint is damaged, take an older one")
-    parser.add_argument(
-        "--declare", default="", metavar="CHANGE", help="go on with other numbers; what the change is called"
-    )
+    parser.add_argument("--declare", default="", metavar="CHANGE", help="go on with other numbers; what the change is called")
     parser.add_argument("--metrics-port", type=int, metavar="PORT", help="answer Prometheus there: --watch.metrics-port")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0, for a run of several processes")
     parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
