@@ -235,7 +235,10 @@ def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
                 return {"damage": float(evaluate(Run.load(path)).result["loss"]) - clean["evaluated"]}
             quiet_fit(cfg, path)
     except Exception as error:  # what cannot be silenced: an artifact that does not open, say
-        return {"refused": f"{type(error).__name__}: {error}"}
+        found: dict[str, Any] = {"refused": f"{type(error).__name__}: {error}"}
+        with contextlib.suppress(Exception):  # where it ended before there was a run
+            found["public"] = _public(Run.load(path))
+        return found
     run = Run.load(path)
     damage = true_loss(run) - clean["loss"]
     return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, "losses": losses(run)}

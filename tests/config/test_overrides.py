@@ -29,9 +29,11 @@ def test_every_field_is_read_as_it_is_printed():
     for name, kind in field_types().items():
         section, _, field = name.rpartition(".")
         there = getattr(getattr(BASE, section) if section else BASE, field)
-        words += [f"--{name.replace('_', '-')}", *(spelt(there) if there != "" else ["x"])]
+        words += [f"--{name.replace('_', '-')}", *(spelt(there) if there != "" else [f"x_{field}"])]
         if there == "" and kind is str:
-            wanted = dataclasses.replace(wanted, **{section: dataclasses.replace(getattr(wanted, section), **{field: "x"})})
+            wanted = dataclasses.replace(
+                wanted, **{section: dataclasses.replace(getattr(wanted, section), **{field: f"x_{field}"})}
+            )
     assert apply_overrides(BASE, words) == wanted
 
 

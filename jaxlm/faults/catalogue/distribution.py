@@ -143,7 +143,7 @@ FAULTS = (
         plant=(Program((Patch("jaxlm.faults.planting:compute_gradients", _doubled_loss),)),),
         seen_by=("grad_norm", "layer_gradient", "clipping", "backward_norm"),
         at=BEGINS,
-        within=64,
+        within=59,
         config=TWO,
     ),
     Fault(
