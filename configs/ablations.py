@@ -1,6 +1,6 @@
 """jaxlm ablate
 
-About a quarter of an hour on two CPU cores: a small base, and what becomes of it when one thing is left out or changed, with
+A small base, and what becomes of it when one thing is left out or changed, with
 the same number of tokens in every run. Expect the higher rates to diverge, float16 without its scale to learn more slowly, and
 batches of 8 rows to get further than those of 128.
 """

@@ -1,7 +1,7 @@
 """Train a small base and its ablations, one change each, with the same number
 of tokens, and set their losses side by side.
 
-  jaxlm ablate                      all of them; a quarter of an hour
+  jaxlm ablate                      all of them
   jaxlm ablate no-norm lr-x64       the base and these
   jaxlm ablate --list
   jaxlm ablate --minutes 5 --html ablations.html

@@ -1,7 +1,7 @@
 """Plant faults in a small real run, and see what notices them, when, and what
 each would have cost had nobody looked.
 
-  jaxlm faults                      all of them, and clean runs; 20 minutes
+  jaxlm faults                      all of them, and clean runs beside them
   jaxlm faults mask_one_ahead data  one, and all of a layer of the stack
   jaxlm faults --list
   jaxlm faults explain bos_dropped  mechanism, symptom, incident, its curve
