@@ -65,4 +65,4 @@ def recomputed(root: Path, manifest: Manifest, data: Manifest | None) -> Iterato
     whole = {"documents": split["documents"], "bytes": split["bytes"], "tokens": split["tokens"] - 2 * split["documents"]}
     scored = {name: computed[name] for name in whole}
     expected, found = (", ".join(f"{value} {name}" for name, value in counts.items()) for counts in (whole, scored))
-    yield Finding("evaluation", where, whole == scored, f"{expected} of the split", found, _REMEDY)
+    yield Finding("evaluation", where, whole == scored, f"the whole split: {expected}", found, _REMEDY)

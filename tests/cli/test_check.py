@@ -19,7 +19,7 @@ def test_a_finished_run_is_kept(cli, finished):
     assert all(line.startswith("kept    ") for line in rest)
     assert last == f"{len(rest)} kept, 0 broken"
     assert any(line.startswith("kept    tokenizer   tokenizer/manifest.json: ") for line in rest)
-    assert max(map(len, rest)) < 180
+    assert max(map(len, rest)) < 160
 
 
 def test_json_lists_kept_and_broken_with_contract_artifact_and_both_values(cli, finished, run_copy):
