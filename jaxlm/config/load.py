@@ -167,10 +167,16 @@ def _flat(body: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def fields_that_differ(there: RunConfig, here: RunConfig) -> dict[str, list[Any]]:
+    """The fields that change numbers and differ, by dotted name, with both values as JSON holds them."""
+    before, after = _flat(plain(numbers(there))), _flat(plain(numbers(here)))
+    return {name: [before[name], after[name]] for name in before if before[name] != after[name]}
+
+
 def differing_fields(there: RunConfig, here: RunConfig) -> list[str]:
     """One line for each field that changes numbers and differs: `--train.lr: 0.001 there, 0.002 here`."""
-    before, after = _flat(numbers(there)), _flat(numbers(here))
-    return [f"{flag(name)}: {before[name]!r} there, {after[name]!r} here" for name in before if before[name] != after[name]]
+    differing = fields_that_differ(there, here)
+    return [f"{flag(name)}: {before!r} there, {after!r} here" for name, (before, after) in differing.items()]
 
 
 def describe(config: RunConfig) -> list[str]:

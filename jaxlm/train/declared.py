@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.config.load import config_fingerprint, read_resolved, resolved_json
-from jaxlm.config.schema import RunConfig, numbers
+from jaxlm.config.load import config_fingerprint, fields_that_differ, read_resolved, resolved_json
+from jaxlm.config.schema import RunConfig
 from jaxlm.config.section import flag
-from jaxlm.contract import MANIFEST, FileRecord, InputError, Manifest, new_artifact, plain, write_atomic
+from jaxlm.contract import MANIFEST, FileRecord, InputError, Manifest, new_artifact, write_atomic
 from jaxlm.run import Layout
 from jaxlm.run.lineage import changes_of
 from jaxlm.watch.sinks import read_log
@@ -38,21 +38,6 @@ ABOUT: dict[str, tuple[str, ...]] = {
     "pause": (),
     "mesh": (),
 }
-
-
-def fields_that_differ(there: RunConfig, here: RunConfig) -> dict[str, list[Any]]:
-    """The fields that change numbers and differ, by dotted name, with both values."""
-    return dict(_differing(plain(numbers(there)), plain(numbers(here)), ""))
-
-
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> list[tuple[str, list[Any]]]:
-    found: list[tuple[str, list[Any]]] = []
-    for name, old in there.items():
-        if isinstance(old, Mapping):
-            found += _differing(old, here[name], f"{prefix}{name}.")
-        elif old != here[name]:
-            found.append((f"{prefix}{name}", [old, here[name]]))
-    return found
 
 
 def require_declared(cfg: RunConfig, recorded: RunConfig, what: str, layout: Layout) -> None:

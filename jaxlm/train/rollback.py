@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jaxlm.contract import ContractError, FileRecord, write_atomic
 from jaxlm.run.history import checkpoint_before
+from jaxlm.run.lineage import first_step
 from jaxlm.train.exports import sinks_of
 from jaxlm.train.pace import Pace
 from jaxlm.train.session import Session
@@ -29,7 +30,8 @@ def roll_back(session: Session, alarm: Alarm) -> None:
     session.store.wait()
     _require_few(session, alarm)
     events = [record for record, _ in read_log(session.layout.events)]
-    least = max((change["step"] for change in session.history.declared), default=0)
+    assert session.manifest is not None
+    least = first_step(session.manifest)
     saved = [step for step in session.store.steps() if step >= least]
     to = checkpoint_before(events, step=alarm.step, detector=alarm.detector, saved=saved)
     if to < least:

@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxlm.config.load import read_resolved
+from jaxlm.config.load import fields_that_differ, read_resolved
 from jaxlm.contract import ContractError, InputError, Manifest
 from jaxlm.data import batch, batch_crc, build_shards
 from jaxlm.run import History, Layout, Run, audit
 from jaxlm.run.lineage import changes_of, parents_at
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train import declared, fit
-from jaxlm.train.declared import ABOUT, fields_that_differ, require_declared
+from jaxlm.train.declared import ABOUT, require_declared
 from jaxlm.train.replaying import batch_of, recorded
 from jaxlm.watch.detect import CHANGES
 from tests.conftest import tiny_config
