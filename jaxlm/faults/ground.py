@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.config.ablations import changed
 from jaxlm.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -58,15 +59,7 @@ def small(seed: int = 0, changes: Mapping[str, Any] = NOTHING) -> RunConfig:
         checkpoint=CheckpointConfig(every=70, keep_last=3, keep_best=0, asynchronous=False),
         eval=EvalConfig(every=40, batches=8, batch_size=8, resamples=20, max_documents=40),
     )
-    return with_fields(cfg, changes)
-
-
-def with_fields(cfg: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """`cfg` with other values, by dotted name."""
-    for name, value in changes.items():
-        section, _, field = name.partition(".")
-        cfg = dataclasses.replace(cfg, **{section: dataclasses.replace(getattr(cfg, section), **{field: value})})
-    return cfg
+    return changed(cfg, changes)
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Ground:
         run = Run.load(self.whole)
         facts = {
             "evaluated": evaluate(run).result["loss"],
-            "loss": true_loss(run),
+            "loss": true_loss(run, run),
             "losses": losses(run),
         }
         (self.folder / f"ground-{self.seed}.json").write_text(json.dumps(facts))
@@ -148,18 +141,19 @@ def quiet_fit(cfg: RunConfig, path: Path) -> Run:
     return fit(cfg, out=path, say=lambda line: None)
 
 
-def true_loss(run: Run) -> float:
-    """Nats per label on the validation split, by the code as it is; NaN where the run has no checkpoint.
+def true_loss(run: Run, clean: Run) -> float:
+    """Nats per label that a run's parameters give on the validation split of a clean one, by the code as it is; NaN where the
+    run has no checkpoint.
 
-    Of a run that a fault was planted in: what the parameters that came out of it are worth.
+    Of a run that a fault was planted in: what came out of it, whatever its own tokenizer, shards or loss say of it.
     """
     if not run.checkpoints.committed():
         return math.nan
-    cfg = dataclasses.replace(run.config, mesh=small().mesh)
+    cfg = dataclasses.replace(run.config, mesh=clean.config.mesh)
     mesh = make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.numpy.asarray, run.params)
-        return float(validate(params, Parts(cfg, run.tokenizer, run.data), mesh).loss)
+        return float(validate(params, Parts(cfg, clean.tokenizer, clean.data), mesh).loss)
 
 
 def losses(run: Run) -> list[float | None]:

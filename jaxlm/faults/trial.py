@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config.ablations import changed
 from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, InputError
 from jaxlm.evaluate import evaluate
 from jaxlm.faults.fault import BEGINS, Fault, Patch
-from jaxlm.faults.ground import Ground, losses, quiet_fit, small, true_loss, with_fields
+from jaxlm.faults.ground import Ground, losses, quiet_fit, small, true_loss
 from jaxlm.faults.planting import patched, planted
 from jaxlm.infer import Engine, Sampling
 from jaxlm.run import Run, audit
@@ -119,7 +120,7 @@ def _config(fault: Fault, ground: Ground) -> Any:
 
 
 def _watched(fault: Fault, ground: Ground, path: Path) -> Seen | None:
-    cfg = with_fields(_config(fault, ground), {"watch.stop_at": ",".join(BUDGETS)})
+    cfg = changed(_config(fault, ground), {"watch.stop_at": ",".join(BUDGETS)})
     before = _lines(path)
     try:
         with planted(fault, path):
@@ -213,14 +214,30 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 UNWATCHED = (
+    Patch("jaxlm.data.shards:require_document", lambda real: _nothing),
+    Patch("jaxlm.train.prepare:require_agreement", lambda real: lambda *_: []),
+    Patch("jaxlm.train.session:require_restored", lambda real: _nothing),
+    Patch("jaxlm.train.session:Session.require_same_batches", lambda real: _nothing),
     Patch("jaxlm.train.loop:probe", lambda real: lambda session: {}),
     Patch("jaxlm.train.session:check_batch", lambda real: _nothing),
     Patch("jaxlm.train.session:check_supervised", lambda real: _nothing),
     Patch("jaxlm.train.guard:require_equal_replicas", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:run_probes", lambda real: lambda *_, **__: iter(())),
     Patch("jaxlm.evaluate.bits:check_batch", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:Coverage.require", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:require_counts", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:require_alone", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:require_figures", lambda real: _nothing),
 )
-"""What checks a run, taken away: the other half of the measurement."""
+"""What checks a run, taken away. Fingerprints and digests of files stay: nothing opens without them."""
+
+UNJUDGED = {
+    "watch.recompute_every": 0,
+    "watch.bundles": 0,
+    "data.max_mojibake": 1.0,
+    "data.max_overlap": 1.0,
+    "data.max_repeated": 1.0,
+}
 
 
 def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
@@ -228,7 +245,7 @@ def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
     clean = ground.facts()
     if fault.scene in ("check", "generate"):
         return {}
-    cfg = with_fields(_config(fault, ground), {"watch.recompute_every": 0, "watch.bundles": 0})
+    cfg = changed(_config(fault, ground), UNJUDGED)
     try:
         with patched(UNWATCHED), planted(fault, path):
             if fault.scene == "evaluate":
@@ -236,11 +253,11 @@ def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
             quiet_fit(cfg, path)
     except Exception as error:  # what cannot be silenced: an artifact that does not open, say
         found: dict[str, Any] = {"refused": f"{type(error).__name__}: {error}"}
-        with contextlib.suppress(Exception):  # where it ended before there was a run
+        with contextlib.suppress(ContractError, InputError):  # where it ended before there was a run
             found["public"] = _public(Run.load(path))
         return found
     run = Run.load(path)
-    damage = true_loss(run) - clean["loss"]
+    damage = true_loss(run, Run.load(ground.whole)) - clean["loss"]
     return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, "losses": losses(run)}
 
 
