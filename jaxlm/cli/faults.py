@@ -85,7 +85,11 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
         for fault in faults:
             _explained(fault, [trial for trial in trials if trial.fault == fault.name], folder, screen)
     else:
-        screen.show(table(HEAD, [row.cells() for row in found], width=screen.width, right=("damage",), fold=("detected by",)))
+        # Without the layer of the stack, so that names are whole in 80 columns.
+        lines = [(name, *rest) for name, _, *rest in (HEAD, *(row.cells() for row in found))]
+        screen.show(
+            table(lines[0], lines[1:], width=screen.width, right=("fault", "damage"), fold=("detected by", "public rules"))
+        )
         for line in totals(found, runs):
             screen.show(line)
     if args.html:
