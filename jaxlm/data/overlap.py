@@ -1,9 +1,10 @@
 """How much of the validation text stands in the training text, and how much of the training text stands there twice.
 
-Text is compared in windows of `WINDOW` ids, one from every place inside a document, by a 64-bit hash of the ids. Which
-windows are kept depends on the hash alone, those below a bound that halves when there are too many: equal windows are kept or
-dropped together wherever they stand, so that shares of what is kept estimate shares of all. Memory is bounded, and one pass
-over the ids of each split is enough.
+Text is compared in windows of as many ids as stand for some `WINDOW_BYTES` bytes, one from every place inside a document, by a
+64-bit hash of the ids: about the 50 tokens of Lee et al. 2022 (arXiv:2107.06499), whatever the vocabulary. Which windows are
+kept depends on the hash alone, those below a bound that halves when there are too many: equal windows are kept or dropped
+together wherever they stand, so that shares of what is kept estimate shares of all. Memory is bounded, and one pass over the
+ids of each split is enough.
 
 The hash is a polynomial in a mixed value of each id, modulo 2**64 (Karp & Rabin 1987), mixed once more.
 """
@@ -11,7 +12,7 @@ The hash is a polynomial in a mixed value of each id, modulo 2**64 (Karp & Rabin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from jaxlm.contract import ContractError, Manifest
 from jaxlm.data.order import mix
 from jaxlm.data.stream import TokenStream
 
-WINDOW = 32  # ids, a power of two
+WINDOW_BYTES = 128  # of text in a window, at least; phrases of fewer are common to texts that share nothing else
 KEPT = 1 << 17  # distinct windows of a split, at most; a share is known to a few per mille of it
 CHUNK = 1 << 16  # places hashed together
 ENOUGH = 1000  # windows; a share of fewer says little
@@ -36,14 +37,15 @@ class Overlap(NamedTuple):
     val_windows: int
     train_windows: int
 
-    def facts(self) -> dict[str, Any]:
-        """As the manifest holds them."""
-        return {"window": WINDOW, **self._asdict()}
+
+def window_of(tokens: int, size: int) -> int:
+    """The ids of a window where `tokens` ids stand for `size` bytes: the least power of two that stands for `WINDOW_BYTES`."""
+    return 1 << (-(-WINDOW_BYTES * tokens // max(size, 1)) - 1).bit_length()
 
 
-def overlap(train: TokenStream, val: TokenStream) -> Overlap:
-    """Compare the splits. Costs about 50 ns a token, and some 10 MB of memory."""
-    ours, theirs = _kept(train), _kept(val)
+def overlap(train: TokenStream, val: TokenStream, window: int) -> Overlap:
+    """Compare the splits in windows of `window` ids, a power of two. Costs about 50 ns a token, and some 10 MB of memory."""
+    ours, theirs = _kept(train, window), _kept(val, window)
     bound = min(ours.bound, theirs.bound)
     (seen, often), (asked, times) = ours.below(bound), theirs.below(bound)
     inside = int(times[np.isin(asked, seen, assume_unique=True)].sum())
@@ -111,31 +113,31 @@ class _Kept:
             self._hashes, self._counts = self._below(self.bound)
 
 
-def _kept(stream: TokenStream) -> _Kept:
+def _kept(stream: TokenStream, window: int) -> _Kept:
     """The windows of a split."""
     kept = _Kept()
     values = np.zeros(0, np.uint64)
-    for begin in range(0, max(len(stream) - WINDOW + 1, 0), CHUNK):
-        ids = stream.slice(begin, begin + CHUNK + WINDOW - 1)
+    for begin in range(0, max(len(stream) - window + 1, 0), CHUNK):
+        ids = stream.slice(begin, begin + CHUNK + window - 1)
         if (most := int(ids.max())) >= len(values):
             values = mix(np.arange(1, most + 2, dtype=np.uint64))
-        hashes = window_hashes(values[ids])
+        hashes = window_hashes(values[ids], window)
         places = np.flatnonzero(hashes <= kept.bound)
         # Inside a document: after its BOS, and before its EOS.
         document = np.searchsorted(stream.starts, begin + places, "right") - 1
         first, end = stream.starts[document], stream.starts[document + 1]
-        inside = (begin + places > first) & (begin + places + WINDOW < end)
+        inside = (begin + places > first) & (begin + places + window < end)
         kept.add(hashes[places[inside]])
     return kept
 
 
-def window_hashes(values: np.ndarray) -> np.ndarray:
-    """Hashes of all windows of `WINDOW` neighbours, uint64 [n - WINDOW + 1]. values: uint64 [n], of the ids, mixed.
+def window_hashes(values: np.ndarray, window: int) -> np.ndarray:
+    """Hashes of all windows of `window` neighbours, uint64 [n - window + 1]. values: uint64 [n], of the ids, mixed.
 
     Of 2 w neighbours: hash(first w) * base**w + hash(last w).
     """
     hashes, width, power = values, 1, BASE
-    while width < WINDOW:
+    while width < window:
         hashes = hashes[:-width] * np.uint64(power) + hashes[width:]
         width, power = 2 * width, power * power % (1 << 64)
     return mix(hashes)

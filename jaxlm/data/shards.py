@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Manifest, naming, new_artifact
 from jaxlm.data.documents import Counts, read_documents
-from jaxlm.data.overlap import overlap
+from jaxlm.data.overlap import overlap, window_of
 from jaxlm.data.roundtrip import require_document
 from jaxlm.data.split import RULE, SPLITS, split_of
 from jaxlm.data.stream import TokenStream
@@ -110,6 +110,8 @@ def build_shards(
             with naming(temporary / f"{split}.index.bin") as index:
                 index.write_bytes(np.asarray(writer.starts, "<i8").tobytes())
         read, splits = counts.facts(), {split: writer.facts() for split, writer in writers.items()}
+        window = window_of(splits["train"]["tokens"], splits["train"]["bytes"])
+        train, val = (_stream(temporary, split, splits[split], dtype) for split in SPLITS)
         facts = {
             "vocab_size": tokenizer.vocab_size,
             "tokenizer_probe_sha256": tokenizer.manifest.facts["probe_sha256"],
@@ -124,7 +126,7 @@ def build_shards(
             "loss_mask_rule": LOSS_MASK_RULE,
             "curation": {name: value for name, value in read.items() if name != "by_source"},
             "decontamination": {"method": "none"},
-            "overlap": overlap(*(_stream(temporary, split, splits[split], dtype) for split in SPLITS)).facts(),
+            "overlap": {"window": window, **overlap(train, val, window)._asdict()},
         }
         files = {p.name: FileRecord.of(p) for p in sorted(temporary.iterdir())}
         # Where the text lay is no property of it: the same text read elsewhere gives the same fingerprint.

@@ -12,7 +12,9 @@ from jaxlm.contract import ContractError, Manifest
 from jaxlm.data import TokenStream, build_shards, open_shards
 from jaxlm.data import overlap as module
 from jaxlm.data.order import mix
-from jaxlm.data.overlap import WINDOW, overlap, require_little_overlap, window_hashes
+from jaxlm.data.overlap import overlap, require_little_overlap, window_hashes, window_of
+
+WINDOW = 32
 
 
 def stream(*documents):
@@ -46,20 +48,20 @@ def test_shares_are_those_of_a_count_of_all_windows(monkeypatch, chunk):
     ours, theirs = texts(rng, 20), texts(rng, 8)
     for more, other in (([], []), (ours[:6], []), ([], ours[3:6]), ([ours[0][:40]] * 5, [ours[1][5:200], ours[2]])):
         train, val = stream(*ours, *more), stream(*theirs, *other)
-        assert overlap(train, val) == pytest.approx(shares(train, val), abs=1e-6)
+        assert overlap(train, val, WINDOW) == pytest.approx(shares(train, val), abs=1e-6)
 
 
 def test_a_window_does_not_cross_the_border_of_a_document():
     ids = np.arange(3 * WINDOW)
     apart = [ids[:WINDOW], ids[WINDOW : 2 * WINDOW - 1], ids[:5]]
-    assert overlap(stream(*apart), stream(ids)) == (round(1 / (2 * WINDOW + 1), 6), 0.0, 2 * WINDOW + 1, 1)
-    assert overlap(stream([1, 2]), stream([1])) == (0.0, 0.0, 0, 0)
+    assert overlap(stream(*apart), stream(ids), WINDOW) == (round(1 / (2 * WINDOW + 1), 6), 0.0, 2 * WINDOW + 1, 1)
+    assert overlap(stream([1, 2]), stream([1]), WINDOW) == (0.0, 0.0, 0, 0)
 
 
 def test_a_window_that_differs_in_one_id_or_in_its_order_is_another():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 2, (3000, WINDOW))
-    hashes = [int(window_hashes(mix(row.astype(np.uint64) + np.uint64(1)))[0]) for row in ids]
+    hashes = [int(window_hashes(mix(row.astype(np.uint64) + np.uint64(1)), WINDOW)[0]) for row in ids]
     assert len(set(hashes)) == len({tuple(row) for row in ids.tolist()})
 
 
@@ -68,10 +70,10 @@ def test_of_many_windows_some_are_kept_and_the_shares_are_near(monkeypatch):
     ours = texts(rng, 300)
     train, val = stream(*ours, *ours[:60]), stream(*texts(rng, 30), *ours[100:130])
     monkeypatch.setattr(module, "KEPT", 2000)
-    found, true = overlap(train, val), shares(train, val)
+    found, true = overlap(train, val, WINDOW), shares(train, val)
     assert 500 < found.train_windows < 5000 < true[3]
     assert found[:2] == pytest.approx(true[:2], abs=0.1)
-    assert overlap(train, val) == found
+    assert overlap(train, val, WINDOW) == found
 
 
 def test_shards_state_it_and_those_from_before_open_without(tmp_path, tokenizer):
@@ -84,8 +86,10 @@ def test_shards_state_it_and_those_from_before_open_without(tmp_path, tokenizer)
     cfg = DataConfig(source=(str(tmp_path / "a.jsonl"),), val_fraction=0.3)
     data = build_shards(cfg, tokenizer, tmp_path / "out")
     facts = data.manifest.facts["overlap"]
-    assert facts == overlap(data.train, data.val).facts()
-    assert (facts["window"], facts["val_in_train"], facts["train_repeated"]) == (32, 0.0, 0.0)
+    size = data.manifest.facts["splits"]["train"]
+    assert facts["window"] == window_of(size["tokens"], size["bytes"])
+    assert facts == {"window": facts["window"], **overlap(data.train, data.val, facts["window"])._asdict()}
+    assert (facts["val_in_train"], facts["train_repeated"]) == (0.0, 0.0)
     assert facts["val_windows"] > 1000
     require_little_overlap(data.manifest, cfg, artifact=data.path)
 
@@ -120,11 +124,18 @@ def test_a_share_is_judged_where_it_is_known():
         DataConfig(max_overlap=1.5)
 
 
+def test_a_window_stands_for_as_many_bytes_whatever_the_vocabulary():
+    assert [window_of(1000, size) for size in (1000, 1001, 1999, 2000, 4000, 4001, 6500)] == [128, 128, 128, 64, 32, 32, 32]
+    assert window_of(1, 10_000) == 1
+    for tokens, size in ((7, 9), (1000, 4321), (12_345_678, 55_555_555)):
+        assert 128 <= window_of(tokens, size) * size / tokens < 256
+
+
 @pytest.mark.parametrize("size", [200_000, 2_000_000])
 def test_the_standard_library_has_little(tmp_path, tokenizer, size):
     cfg = DataConfig(max_bytes=size, val_fraction=0.2)
     data = build_shards(cfg, tokenizer, tmp_path / "out")
-    require_little_overlap(data.manifest, DataConfig(max_overlap=0.2, max_repeated=0.4), artifact=data.path)
+    require_little_overlap(data.manifest, DataConfig(max_overlap=0.15, max_repeated=0.3), artifact=data.path)
 
 
 def test_a_run_refuses_what_its_config_does_not_allow(finished):
