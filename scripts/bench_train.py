@@ -47,7 +47,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "124M": dict(vocab_size=50_257, d_model=768, n_layers=12, n_heads=12, context_length=1024, batch_size=32),
     "1B": dict(vocab_size=50_257, d_model=2048, n_layers=18, n_heads=16, context_length=2048, batch_size=8),
 }
-PARTIES = ("jaxlm", "jaxlm bare", "torch eager", "torch compile")
+PARTIES = ("jaxlm", "jaxlm bare", "torch eager", "torch compile")  # the first two are one process
 
 
 # ---- against PyTorch -------------------------------------------------------------------------------------------------
@@ -75,9 +75,9 @@ class Party:
         self._errors.seek(0)
         return {"error": (self._errors.read().strip().splitlines() or ["no word"])[-1][:300]}
 
-    def steps(self, count: int) -> Row:
+    def steps(self, count: int, *, bare: bool = False) -> Row:
         """Seconds for so many steps."""
-        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.write(f"{count}{' bare' if bare else ''}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -89,7 +89,7 @@ class Party:
 
 
 def sitting(model: Row, torch_python: str, rounds: int) -> dict[str, Row]:
-    """What every party needs for a step, in new processes, the least of the rounds through all of them in turn.
+    """What every party needs for a step, in new processes: the least of the rounds through all of them in turn, and each.
 
     A GPU holds one party's model at a time, so there the parties follow one another.
     """
@@ -98,6 +98,8 @@ def sitting(model: Row, torch_python: str, rounds: int) -> dict[str, Row]:
     found: dict[str, Row] = {}
     living: dict[str, Party] = {}
     for name in PARTIES:
+        if name == "jaxlm bare":
+            continue
         party = Party(name, model, torch_python)
         if "error" in party.first:
             found[name] = party.first
@@ -109,9 +111,11 @@ def sitting(model: Row, torch_python: str, rounds: int) -> dict[str, Row]:
             continue
         for _ in range(rounds):
             for other, opened in living.items():
-                answer, row = opened.steps(count), found[other]
-                for key in ("seconds", "cpu_seconds"):
-                    row[key] = min(row.get(key, float("inf")), answer[key] / count)
+                for bare in (False, True) if other == "jaxlm" else (False,):
+                    answer, row = opened.steps(count, bare=bare), found.setdefault("jaxlm bare" if bare else other, {})
+                    for key in ("seconds", "cpu_seconds"):
+                        row[key] = min(row.get(key, float("inf")), answer[key] / count)
+                        row.setdefault(f"each_{key}", []).append(round(answer[key] / count, 4))
         for opened in living.values():
             opened.close()
         living.clear()
@@ -137,6 +141,13 @@ def times_as_fast(row: Row, other: Row, key: str) -> float:
     """How many times the time of `row` the other needs: the median over the sittings of their ratios."""
     pairs = zip(row["sittings"], other["sittings"], strict=True)
     return statistics.median(there[key] / here[key] for here, there in pairs)
+
+
+def telemetry_cost(full: Row, bare: Row, key: str) -> float:
+    """The time of a step with telemetry, over that of the step without right after it: the median over all rounds."""
+    pairs = ((a, b) for here, there in zip(full["sittings"], bare["sittings"], strict=True)
+             for a, b in zip(here[f"each_{key}"], there[f"each_{key}"], strict=True))  # fmt: skip
+    return statistics.median(a / b for a, b in pairs)
 
 
 # ---- the host's pipeline, compilation, memory --------------------------------------------------------------------------
@@ -227,7 +238,7 @@ def peers_table(rows: list[Row], flops: float) -> Iterable[str]:
         yield f"{row['name']:<16}{figures}" + "".join(f"{t:>26}" for t in times)
     told = {row["name"]: row for row in rows if "seconds" in row}
     if "jaxlm" in told and "jaxlm bare" in told:
-        clock, busy = (times_as_fast(told["jaxlm bare"], told["jaxlm"], key) for key in ("seconds", "cpu_seconds"))
+        clock, busy = (telemetry_cost(told["jaxlm"], told["jaxlm bare"], key) for key in ("seconds", "cpu_seconds"))
         yield f"telemetry of every step against none: {clock:.3f} x by the clock, {busy:.3f} x of the processors"
 
 

@@ -2,9 +2,9 @@
 
     bench_train_process.py NAME MODEL   with MODEL the fields of a ModelConfig, batch_size and precision, as JSON
 
-NAME is jaxlm, "jaxlm bare" (without telemetry, in the step and on the host), "torch eager" or "torch compile". Every line on
-the standard input is a number of steps; every answer a line of JSON: seconds by the clock and of the processors for them, and
-the last loss.
+NAME is jaxlm, "torch eager" or "torch compile". Every line on the standard input is a number of steps, and after it, for jaxlm,
+"bare" for steps without telemetry, on the device and on the host; every answer is a line of JSON: seconds by the clock and of
+the processors for them, and the last loss.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def batch_of(cfg: RunConfig) -> Any:
     return Batch(tokens, labels, np.ones(tokens.shape, np.bool_), np.ones(tokens.shape, np.int32), positions)
 
 
-def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
+def jaxlm_steps(cfg: RunConfig) -> Callable[[int, bool], float]:
     """What a run does for a step: `train_step` under a mesh, its telemetry read, shown to the detectors, and written to a log.
 
-    bare: only what the next step needs.
+    bare: only what the next step needs. Both ways go on with one state in one process: two would differ by more than the cost.
     """
     from jaxlm.train.host_memory import keep_memory
 
@@ -64,30 +64,32 @@ def jaxlm_steps(cfg: RunConfig, bare: bool) -> Callable[[int], float]:
 
     mesh = make_mesh(cfg.mesh)
     # What nobody reads is not computed: the compiler leaves it out.
-    step = jax.jit(lambda state, batch: (train_step(state, batch)[0], None), donate_argnums=0) if bare else train_step
+    bare_step = jax.jit(lambda state, batch: train_step(state, batch)[0], donate_argnums=0)
     with jax.set_mesh(mesh):
         state, batch = initial_state(cfg, mesh), put_batch(batch_of(cfg), cfg, mesh)
     detectors, expected = bank(), expected_of(cfg)
     log = ChainedLog(Path(tempfile.mkdtemp()) / "telemetry.jsonl")
 
-    def steps(count: int) -> float:
+    def steps(count: int, bare: bool) -> float:
         nonlocal state, detectors
         loss = float("nan")
         with jax.set_mesh(mesh):
             for _ in range(count):
-                state, telemetry = step(state, batch)
-                if telemetry is not None:
-                    record = record_of(telemetry, labels_bytes=4 * batch.labels.size, positions=batch.labels.size)
-                    log.append(record)
-                    detectors, _ = observe(detectors, record, expected)
-                    loss = record["loss"]
+                if bare:
+                    state = bare_step(state, batch)
+                    continue
+                state, telemetry = train_step(state, batch)
+                record = record_of(telemetry, labels_bytes=4 * batch.labels.size, positions=batch.labels.size)
+                log.append(record)
+                detectors, _ = observe(detectors, record, expected)
+                loss = record["loss"]
             jax.block_until_ready(state)
         return loss
 
     return steps
 
 
-def torch_steps(cfg: RunConfig, compiled: bool) -> Callable[[int], float]:
+def torch_steps(cfg: RunConfig, compiled: bool) -> Callable[[int, bool], float]:
     """The equivalent in PyTorch."""
     import torch
     from bench_train_torch import Trainer
@@ -98,7 +100,7 @@ def torch_steps(cfg: RunConfig, compiled: bool) -> Callable[[int], float]:
     made = Trainer(cfg.model, cfg.optim, precision=cfg.train.precision, compiled=compiled, device="cuda" if cuda else "cpu")
     tokens, labels = ids_of(cfg)
 
-    def steps(count: int) -> float:
+    def steps(count: int, bare: bool) -> float:
         for _ in range(count):
             loss = made.step(tokens, labels)
         return float(loss)
@@ -110,12 +112,15 @@ def main() -> None:
     """Answer until the input ends."""
     name, cfg = sys.argv[1], config(json.loads(sys.argv[2]))
     began = time.perf_counter()
-    steps = jaxlm_steps(cfg, name == "jaxlm bare") if name[:5] == "jaxlm" else torch_steps(cfg, name == "torch compile")
-    loss = steps(2)
+    steps = jaxlm_steps(cfg) if name == "jaxlm" else torch_steps(cfg, name == "torch compile")
+    loss = steps(2, False)
     print(json.dumps({"seconds": time.perf_counter() - began, "loss": loss}), flush=True)
+    if name == "jaxlm":
+        steps(2, True)
     for line in sys.stdin:
+        count, *bare = line.split()
         began, busy = time.perf_counter(), time.process_time()
-        loss = steps(int(line))
+        loss = steps(int(count), bool(bare))
         found = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - busy, "loss": loss}
         print(json.dumps(found), flush=True)
 
