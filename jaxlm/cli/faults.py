@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a fault or a layer of the stack; or explain, and a fault")
     parser.add_argument("--list", action="store_true", help="names and mechanisms, and nothing else")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds on which each is planted (1)")
-    parser.add_argument("--clean", type=int, metavar="N", help="clean runs beside them (4; 0 where names are given)")
+    parser.add_argument(
+        "--clean", type=int, metavar="N", help="clean runs beside them (4; 0 with names), and five with harmless changes"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (one for each processor, up to 8)")
     parser.add_argument("--out", default="runs/faults", metavar="DIR", help="where runs and results lie (runs/faults)")
     parser.add_argument("--html", metavar="FILE", help="write a page with all of it")
@@ -73,7 +75,6 @@ def _listed(faults: Sequence[Fault], out: Output) -> int:
 def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, explain: bool) -> int:
     from jaxlm.cli.tokenizer_drawing import Screen, table
     from jaxlm.faults.campaign import campaign, edition
-    from jaxlm.faults.ground import Ground
     from jaxlm.faults.summary import HEAD, as_json, rows, totals
 
     clean = args.clean if args.clean is not None else (0 if args.names else 4)
@@ -83,7 +84,7 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
     found, screen = rows(faults, trials), Screen(out)
     if explain:
         for fault in faults:
-            _explained(fault, [trial for trial in trials if trial.fault == fault.name], folder, screen)
+            _explained(fault, [trial for trial in trials if trial.fault == fault.name], screen)
     else:
         # Without the layer of the stack, so that names are whole in 80 columns.
         lines = [(name, *rest) for name, _, *rest in (HEAD, *(row.cells() for row in found))]
@@ -95,8 +96,7 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
     if args.html:
         from jaxlm.report.faults import faults_page
 
-        curves = {trial.seed: Ground(folder, trial.seed).facts()["losses"] for trial in trials}
-        write_new(args.html, faults_page(found, runs, curves).encode(), option="--html")
+        write_new(args.html, faults_page(found, runs).encode(), option="--html")
         out.line(f"{args.html}: written")
     bodies: dict[str, Any] = {"faults": as_json(found), "clean": [vars(each) for each in runs]}
     out.result({**bodies, "summary": totals(found, runs)})
@@ -104,10 +104,8 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
     return 1 if missed or any(each.alarms or each.broken for each in runs) else 0
 
 
-def _explained(fault: Fault, trials: Sequence[Trial], folder: Path, screen: Any) -> None:
+def _explained(fault: Fault, trials: Sequence[Trial], screen: Any) -> None:
     """A fault as a lesson."""
-    from jaxlm.faults.ground import Ground
-
     width = min(screen.width, 100)
     screen.show(f"{fault.name}  ({fault.layer})")
     seen = next((trial.seen for trial in trials if trial.seen is not None), None)
@@ -123,8 +121,7 @@ def _explained(fault: Fault, trials: Sequence[Trial], folder: Path, screen: Any)
     for trial in trials:
         if trial.losses:
             screen.show()
-            clean = Ground(folder, trial.seed).facts()["losses"]
-            for line in drawn(trial.losses, clean, width=min(width, 72)):
+            for line in drawn(trial.losses, trial.clean, width=min(width, 72)):
                 screen.show(line)
         if trial.damage is not None:
             screen.show(f"damage on seed {trial.seed}, had it gone unnoticed: {trial.damage:+.3f} nats per label")

@@ -56,10 +56,11 @@ def changed(base: RunConfig, changes: Changes) -> RunConfig:
     """The base with fields changed. Raises ConfigError for a value that cannot be."""
     by_section: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        section, field = name.split(".")
+        section, _, field = name.rpartition(".")
         by_section.setdefault(section, {})[field] = value
+    whole = by_section.pop("", {})
     sections = {name: dataclasses.replace(getattr(base, name), **fields) for name, fields in by_section.items()}
-    return dataclasses.replace(base, **sections)
+    return dataclasses.replace(base, **whole, **sections)
 
 
 def at_tokens(base: RunConfig, changes: Changes, tokens: int) -> RunConfig:

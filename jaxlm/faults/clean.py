@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxlm.config.schema import DataConfig
+from jaxlm.contract import ContractError, InputError
 from jaxlm.data import build_shards
 from jaxlm.faults.ground import Ground, quiet_fit, stopped_at
 from jaxlm.faults.planting import patched
@@ -29,7 +30,8 @@ CHANGED = 300  # the step after which a benign change is made
 
 @dataclass(frozen=True)
 class Clean:
-    """A clean run. alarms: detector and step of each; broken: contracts that `jaxlm check` finds broken."""
+    """A clean run. steps: that were taken. alarms: detector and step of each; broken: contracts and probes that refused it, and
+    those that `jaxlm check` finds broken."""
 
     kind: str
     seed: int
@@ -75,25 +77,39 @@ def clean_run(kind: str, seed: int, folder: Path) -> Clean:
     """Train a clean run of a kind in `CLEAN` or `BENIGN`, and list what alarmed. seed: of weights, order and dropout."""
     path = folder / f"clean-{kind.replace(' ', '-')}-{seed}"
     shutil.rmtree(path, ignore_errors=True)
-    ground = Ground(folder, 0)
+    broken: list[str] = []
+    with _quiet():
+        try:
+            _trained(kind, seed, Ground(folder, 0), path)
+        except ContractError as error:
+            broken.append(error.contract)
+        broken += (
+            [finding.contract for finding in audit(path) if not finding.kept] if (path / "manifest.json").is_file() else []
+        )
+    try:
+        run = Run.load(path)
+        return Clean(kind, seed, sum(1 for _ in run.telemetry()), _alarms(run), broken)
+    except (ContractError, InputError):
+        return Clean(kind, seed, 0, [], broken)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _trained(kind: str, seed: int, ground: Ground, path: Path) -> None:
     seeds = {"train.steps": STEPS, "train.seed": seed + 1000, "data.order_seed": seed + 1000}
     changes = {**ground.parts(), **seeds, **CLEAN.get(kind, {})}
-    with _quiet():
-        if kind in BENIGN:
-            declared, fields = BENIGN[kind]
-            with patched([stopped_at(CHANGED)]):
-                quiet_fit(ground.config(changes), path)
-            if declared == "mixture":
-                shards = folder / f"mixture-{seed}"
-                if not shards.exists():
-                    build_shards(DataConfig(max_bytes=600_000), Tokenizer.load(ground.whole / "tokenizer"), shards)
-                fields = {"data.path": str(shards)}
-            run = fit(ground.config({**changes, **fields}), out=path, declare=declared, say=lambda line: None)
-        else:
-            run = quiet_fit(ground.config(changes), path)
-        found = Clean(kind, seed, STEPS, _alarms(run), [finding.contract for finding in audit(path) if not finding.kept])
-    shutil.rmtree(path, ignore_errors=True)
-    return found
+    if kind not in BENIGN:
+        quiet_fit(ground.config(changes), path)
+        return
+    declared, fields = BENIGN[kind]
+    with patched([stopped_at(CHANGED)]):
+        quiet_fit(ground.config(changes), path)
+    if declared == "mixture":
+        shards = ground.folder / f"mixture-{seed}"
+        if not shards.exists():
+            build_shards(DataConfig(max_bytes=600_000), Tokenizer.load(ground.whole / "tokenizer"), shards)
+        fields = {"data.path": str(shards)}
+    fit(ground.config({**changes, **fields}), out=path, declare=declared, say=lambda line: None)
 
 
 def _alarms(run: Run) -> list[list[Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 
 from jaxlm.config.ablations import changed
+from jaxlm.config.load import config_fingerprint
 from jaxlm.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -101,21 +103,39 @@ class Ground:
         shutil.copytree(self.half, self.whole)
         quiet_fit(self.config(), self.whole)
         run = Run.load(self.whole)
-        facts = {
-            "evaluated": evaluate(run).result["loss"],
-            "loss": true_loss(run, run),
-            "losses": losses(run),
-        }
-        (self.folder / f"ground-{self.seed}.json").write_text(json.dumps(facts))
+        facts = {"evaluated": evaluate(run).result["loss"], "loss": true_loss(run, run), "losses": losses(run)}
+        write_atomic(self.folder / f"ground-{self.seed}.json", json.dumps(facts).encode())
 
     def facts(self) -> dict[str, Any]:
         """evaluated: the loss that `evaluate` gave. loss: by `true_loss`. losses: of every step."""
         found: dict[str, Any] = json.loads((self.folder / f"ground-{self.seed}.json").read_text())
         return found
 
+    def clean(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Loss and losses, as of `facts`, of a clean run with another config, which is trained where it was not yet."""
+        if same_numbers(changes):
+            return self.facts()
+        cfg = self.config({**self.parts(), **changes})
+        name = f"ground-{self.seed}-{config_fingerprint(small(changes=changes))[7:15]}"
+        file, path = self.folder / f"{name}.json", self.folder / f"{name}-{os.getpid()}"
+        if not file.is_file():
+            try:
+                run = quiet_fit(cfg, path)
+                found = {"loss": true_loss(run, Run.load(self.whole)), "losses": losses(run)}
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            write_atomic(file, json.dumps(found).encode())
+        known: dict[str, Any] = json.loads(file.read_text())
+        return known
+
     def parts(self) -> dict[str, Any]:
         """The overrides with which another run takes tokenizer and shards from here."""
         return {"tokenizer.path": str(self.whole / "tokenizer"), "data.path": str(self.whole / "data")}
+
+
+def same_numbers(changes: Mapping[str, Any]) -> bool:
+    """Whether the small run comes out the same with these values."""
+    return config_fingerprint(small(changes=changes)) == config_fingerprint(small())
 
 
 def stopped_at(last: int) -> Patch:

@@ -20,7 +20,7 @@ from jaxlm.faults.planting import patched
 PROBED = ("jaxlm.model", "jaxlm.optim", "jaxlm.parallel", "jaxlm.infer", "jaxlm.tokenizer", "jaxlm.data", "pallas_kernels")
 PROBED_MODULES = ("jaxlm.train.step", "jaxlm.train.state", "jaxlm.train.probes", "jaxlm.watch.telemetry", "jaxlm.config.schema")
 
-Names = dict[tuple[str, str], int]
+Names = dict[tuple[str, str], Any]  # the objects themselves: the address of one that is gone may be another's
 
 
 @contextmanager
@@ -47,8 +47,7 @@ class _Remembered:
             yield from self.real(*arguments, **options)
             return
         key, now = (self.key(*arguments), tuple(sorted(options.items()))), _code()
-        # Modules that were imported since are no other code.
-        if key not in self.known or not self.known[key][0].items() <= now.items():
+        if key not in self.known or not _same(self.known[key][0], now):
             results = []
             for result in self.real(*arguments, **options):
                 results.append(result)
@@ -56,6 +55,11 @@ class _Remembered:
             self.known[key] = now, results
             return
         yield from self.known[key][1]
+
+
+def _same(then: Names, now: Names) -> bool:
+    """Whether all that was there then is there now. Modules that were imported since are no other code."""
+    return all(name in now and now[name] is value for name, value in then.items())
 
 
 def _of_training(cfg: Any, mesh: Any, params: Any, batch: Any) -> Any:
@@ -78,6 +82,6 @@ def _code() -> Names:
     modules = [module for name, module in list(sys.modules.items()) if module and (name.startswith((*PROBED, *PROBED_MODULES)))]
     held: list[tuple[Any, str]] = [(vars(module), module.__name__) for module in modules]
     held += [(vars(c), f"{n}.{c.__name__}") for names, n in held for c in names.values() if isinstance(c, type)]
-    found = {(where, name): id(value) for names, where in held for name, value in dict(names).items()}
+    found = {(where, name): value for names, where in held for name, value in dict(names).items()}
     found.pop(("jaxlm.infer.probes", "run_probes"), None)  # this module's own
     return found

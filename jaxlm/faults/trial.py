@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config.ablations import changed
-from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, InputError
 from jaxlm.evaluate import evaluate
 from jaxlm.faults.fault import BEGINS, Fault, Patch
-from jaxlm.faults.ground import Ground, losses, quiet_fit, small, true_loss
+from jaxlm.faults.ground import Ground, losses, quiet_fit, same_numbers, true_loss
 from jaxlm.faults.planting import patched, planted
 from jaxlm.infer import Engine, Sampling
 from jaxlm.run import Run, audit
@@ -49,9 +48,9 @@ class Seen:
 @dataclass(frozen=True)
 class Trial:
     """What came of a fault on one seed. right: it was seen in time, and by what should see it. public: the public rules that
-    fired, with their step. damage: nats per label by which the run is worse than the clean one of the seed, where nothing
-    watches; None where there is nothing to measure, infinite where nothing that can be used came out. losses: of that run.
-    refused: why there is no such run, where even then something could not go on."""
+    fired, with their step. damage: nats per label by which the run is worse than the clean one of its config and seed, where
+    nothing watches; None where there is nothing to measure, infinite where nothing that can be used came out. losses, clean: of
+    every step of that run, and of the clean one. refused: why there is no such run, where even then nothing could go on."""
 
     fault: str
     seed: int
@@ -60,6 +59,7 @@ class Trial:
     public: dict[str, int] = field(default_factory=dict)
     damage: float | None = None
     losses: list[float | None] = field(default_factory=list)
+    clean: list[float | None] = field(default_factory=list)
     refused: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def trial(fault: Fault, ground: Ground, work: Path) -> Trial:
 def _right(fault: Fault, seen: Seen | None) -> bool:
     if seen is None or seen.by not in fault.seen_by:
         return False
-    if seen.layer is not None and fault.layer_index not in (None, seen.layer):
+    if fault.layer_index is not None and seen.layer != fault.layer_index:
         return False
     if fault.operation and seen.operation != fault.operation:
         return False
@@ -105,8 +105,8 @@ def _fresh(path: Path, fault: Fault, ground: Ground) -> Path:
 
 def _resumed(fault: Fault) -> bool:
     """Whether the scene is a run that goes on: as it is for a fault that begins only then, in a run of the same numbers."""
-    same = config_fingerprint(small(changes=fault.config)) == config_fingerprint(small())
-    return fault.scene == "resume" or (fault.scene == "train" and fault.at is not None and fault.at >= BEGINS and same)
+    later = fault.scene == "train" and fault.at is not None and fault.at >= BEGINS
+    return fault.scene == "resume" or (later and same_numbers(fault.config))
 
 
 def _config(fault: Fault, ground: Ground) -> Any:
@@ -242,14 +242,13 @@ UNJUDGED = {
 
 def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
     """The fields of a `Trial` that come of the run that nothing watches."""
-    clean = ground.facts()
     if fault.scene in ("check", "generate"):
         return {}
     cfg = changed(_config(fault, ground), UNJUDGED)
     try:
         with patched(UNWATCHED), planted(fault, path):
             if fault.scene == "evaluate":
-                return {"damage": float(evaluate(Run.load(path)).result["loss"]) - clean["evaluated"]}
+                return {"damage": float(evaluate(Run.load(path)).result["loss"]) - ground.facts()["evaluated"]}
             quiet_fit(cfg, path)
     except Exception as error:  # what cannot be silenced: an artifact that does not open, say
         found: dict[str, Any] = {"refused": f"{type(error).__name__}: {error}"}
@@ -257,8 +256,10 @@ def _unwatched(fault: Fault, ground: Ground, path: Path) -> dict[str, Any]:
             found["public"] = _public(Run.load(path))
         return found
     run = Run.load(path)
+    clean = ground.clean(fault.config)
     damage = true_loss(run, Run.load(ground.whole)) - clean["loss"]
-    return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, "losses": losses(run)}
+    curves = {"losses": losses(run), "clean": clean["losses"]}
+    return {"public": _public(run), "damage": damage if math.isfinite(damage) else math.inf, **curves}
 
 
 def _public(run: Run) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jaxlm.faults.clean import Clean
 from jaxlm.faults.summary import HEAD, Row, totals
@@ -19,24 +19,24 @@ details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary { cu
 """
 
 
-def faults_page(found: Sequence[Row], clean: Sequence[Clean], curves: Mapping[int, Sequence[float | None]]) -> str:
-    """One HTML document. curves: the losses of the clean run of each seed."""
+def faults_page(found: Sequence[Row], clean: Sequence[Clean]) -> str:
+    """One HTML document."""
     head = "".join(f"<p>{escape(line)}</p>" for line in totals(found, clean))
     body = [head, section("Faults", table(HEAD, [row.cells() for row in found], numbers=("damage",)))]
     body.append(
         section(
             "Each as a lesson",
-            "".join(_lesson(row, curves) for row in found),
+            "".join(_lesson(row) for row in found),
             note="Damage is in nats per label on the validation split, by the code as it is, with nothing watching.",
         )
     )
     return document("Planted faults", "\n".join(body), style=STYLE)
 
 
-def _lesson(row: Row, curves: Mapping[int, Sequence[float | None]]) -> str:
+def _lesson(row: Row) -> str:
     fault = row.fault
     trial = next((trial for trial in row.trials if trial.losses), None)
-    picture = "" if trial is None else curve(trial.losses, curves.get(trial.seed, ()), begins=fault.at)
+    picture = "" if trial is None else curve(trial.losses, trial.clean, begins=fault.at)
     words = next((trial.seen.words for trial in row.trials if trial.seen is not None), fault.unseen)
     pairs = (("Mechanism", fault.mechanism), ("Symptom", fault.symptom), ("Incident", fault.incident), ("Seen", words))
     lines = "".join(f"<p><b>{escape(name)}.</b> {escape(text)}</p>" for name, text in pairs)

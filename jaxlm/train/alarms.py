@@ -22,7 +22,7 @@ from jaxlm.parallel import processes
 from jaxlm.run import Layout
 from jaxlm.train.recorder import Recorder
 from jaxlm.train.state import TrainState
-from jaxlm.watch.detect import BUDGETS, OF_EVENTS, Alarm, bank, expected_of, judged, loaded, noted, observe, saved
+from jaxlm.watch.detect import BUDGETS, OF_EVENTS, Action, Alarm, bank, expected_of, judged, loaded, noted, observe, saved
 
 RING = 64  # steps before an alarm whose telemetry goes into its bundle
 
@@ -137,7 +137,7 @@ class Alarms:
     def _tell(self, found: list[Alarm], bundle: str | None) -> None:
         """Log alarms, and raise ContractError at the first of a detector that ends the run."""
         for alarm in found:
-            self._event("alarm", **alarm.as_json(), bundle=bundle)
+            self._event("alarm", **alarm.as_json(), action=self._action(alarm.detector), bundle=bundle)
             self.say(f"ALARM {alarm.words()}")
         for alarm in found:
             if alarm.detector in self.stop_at:
@@ -148,6 +148,11 @@ class Alarms:
                     found=alarm.found,
                     remedy=f"`jaxlm replay {self.layout.path} --step {alarm.step}` looks into the step.",
                 )
+
+    def _action(self, detector: str) -> Action:
+        """What the config chose to be done at an alarm."""
+        chosen: dict[Action, tuple[str, ...]] = {"stop": self.stop_at, "rollback": self.rollback_at, "skip": self.skip_at}
+        return next((action for action, names in chosen.items() if detector in names), "log")
 
 
 def _named(flag: str, names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:

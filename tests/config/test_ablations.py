@@ -47,6 +47,14 @@ def test_every_ablation_sees_the_same_tokens_and_is_validated_on_as_many_as_ofte
     assert at_tokens(base, {}, base.train.steps * base.tokens_per_step) == base
 
 
+def test_fields_of_sections_and_of_the_whole_are_changed():
+    base, _ = load_ablations()
+    found = changed(base, {"name": "other", "model.d_ff": 96, "model.n_layers": 1})
+    assert (found.name, found.model.d_ff, found.model.n_layers, found.optim) == ("other", 96, 1, base.optim)
+    with pytest.raises(ConfigError, match=r"--model\.n-layers"):
+        changed(base, {"model.n_layers": "three"})
+
+
 def test_the_base_comes_first_and_names_choose():
     _, made = load_ablations()
     assert list(chosen(made, [])) == [BASE, *made]

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import jaxlm.data.split
+from jaxlm.contract import ContractError
 from jaxlm.faults import Fault, Patch, Tampered
-from jaxlm.faults.clean import Clean
+from jaxlm.faults.clean import Clean, clean_run
+from jaxlm.faults.ground import Ground
 from jaxlm.faults.leaves import all_changed, changed, flipped, layer, rounded, times
 from jaxlm.faults.planting import _Steps, patched, planted
 from jaxlm.faults.summary import as_json, rows, totals
@@ -99,6 +101,34 @@ def test_rounding_and_flipping_are_what_they_say():
     assert (flipped(values.copy(), 0, 5) != values).sum() == 1
 
 
+# ---- clean runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_run_that_is_refused_counts_and_stops_nothing(tmp_path, monkeypatch):
+    def refused(cfg, path):
+        raise ContractError("probe causality", artifact=path, expected="a", found="b", remedy="c")
+
+    monkeypatch.setattr("jaxlm.faults.clean.quiet_fit", refused)
+    found = clean_run("small", 3, tmp_path)
+    assert found == Clean("small", 3, 0, [], ["probe causality"])
+    assert "probe causality broken" in found.words()
+
+
+def test_the_clean_run_beside_a_fault_has_its_config_and_is_trained_once(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr("jaxlm.faults.ground.quiet_fit", lambda cfg, path: trained.append(cfg))
+    monkeypatch.setattr("jaxlm.faults.ground.Run.load", lambda path: None)
+    monkeypatch.setattr("jaxlm.faults.ground.true_loss", lambda run, clean: 1.5)
+    monkeypatch.setattr("jaxlm.faults.ground.losses", lambda run: [2.0, 1.5])
+    ground = Ground(tmp_path, 0)
+    (tmp_path / "ground-0.json").write_text('{"loss": 1.0, "losses": []}')
+    assert ground.clean({"data.prefetch": 0}) == ground.facts()
+    for _ in range(2):
+        assert ground.clean({"model.window": 12}) == {"loss": 1.5, "losses": [2.0, 1.5]}
+    assert ground.clean({"model.window": 13})["loss"] == 1.5
+    assert [cfg.model.window for cfg in trained] == [12, 13]
+
+
 # ---- what counts as seen, and the table ----------------------------------------------------------------------------------
 
 
@@ -120,7 +150,7 @@ def test_seen_in_time_and_by_the_right_one(seen, right):
 
 
 @pytest.mark.parametrize(
-    ("layer", "operation", "right"), [(1, "mul", True), (2, "mul", False), (1, "add", False), (None, "mul", True)]
+    ("layer", "operation", "right"), [(1, "mul", True), (2, "mul", False), (1, "add", False), (None, "mul", False)]
 )
 def test_a_fault_with_a_place_is_seen_there(layer, operation, right):
     one = fault(at=10, layer_index=1, operation="mul")

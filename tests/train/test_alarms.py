@@ -55,6 +55,22 @@ def test_a_detector_ends_the_run_where_it_is_named(watched):
         watched(stop_at="lossspike")
 
 
+@pytest.mark.parametrize(
+    ("watch", "action"),
+    [
+        ({}, "log"),
+        ({"skip_at": "nonfinite"}, "skip"),
+        ({"rollback_at": "nonfinite"}, "rollback"),
+        ({"stop_at": "loss_spike"}, "log"),
+    ],
+)
+def test_the_event_of_an_alarm_says_what_the_config_has_done_about_it(watched, watch, action):
+    found = watched(bundles=0, **watch)
+    step(found.alarms, RECORD)
+    _, fields = found.events[0]
+    assert (fields["action"], fields["advice"]) == (action, "skip")
+
+
 def test_a_run_that_goes_on_knows_what_it_knew(watched):
     before, after, anew = watched(), watched(), watched()
     step(before.alarms, RECORD)

@@ -14,14 +14,14 @@ Action = Literal["log", "skip", "rollback", "stop"]
 class Alarm(NamedTuple):
     """One finding about one step.
 
-    detector: its name, a key of `BUDGETS`. step: of the record, from 1. action: what is fit to be done where nobody chose
-    otherwise. what: the signal, with its parameter where it has one. layer: from 0, None where the signal has none. expected,
+    detector: its name, a key of `BUDGETS`. step: of the record, from 1. advice: what it calls for; what a run does is chosen in
+    its config. what: the signal, with its parameter where it has one. layer: from 0, None where the signal has none. expected,
     found: in words. value, threshold: in the unit of the detector's score; NaN where it has none.
     """
 
     detector: str
     step: int
-    action: Action
+    advice: Action
     what: str
     layer: int | None
     expected: str
@@ -40,13 +40,13 @@ class Alarm(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """alarms: at most so many in 1e5 steps of a clean run. action: the default. why: where the figure comes from.
+    """alarms: at most so many in 1e5 steps of a clean run. advice: of its alarms. why: where the figure comes from.
 
     precursor: whether the signal moves before the loss does, so that the detector counts in a forecast.
     """
 
     alarms: float
-    action: Action
+    advice: Action
     why: str
     precursor: bool = False
 
@@ -114,9 +114,9 @@ def alarm(
     value: float = math.nan,
     threshold: float = math.nan,
 ) -> Alarm:
-    """An alarm at the step of `record`, with the detector's default action. Raises KeyError for one without a budget."""
-    action = BUDGETS[detector].action
-    return Alarm(detector, int(record["step"]), action, what, layer, expected, found, float(value), float(threshold))
+    """An alarm at the step of `record`, with the detector's advice. Raises KeyError for one without a budget."""
+    advice = BUDGETS[detector].advice
+    return Alarm(detector, int(record["step"]), advice, what, layer, expected, found, float(value), float(threshold))
 
 
 def applied(record: Mapping[str, Any]) -> bool:

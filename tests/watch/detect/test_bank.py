@@ -103,7 +103,7 @@ def test_a_symptom_is_found_within_its_steps_at_its_layer(detector, warm, record
     assert found, detector
     assert 0 <= found[0].step - ONSET <= within
     assert found[0].layer == layer
-    assert found[0].action == BUDGETS[detector].action
+    assert found[0].advice == BUDGETS[detector].advice
 
 
 def test_a_healthy_run_raises_no_alarm(warm, records):
