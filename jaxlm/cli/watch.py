@@ -1,6 +1,9 @@
 """What the telemetry of a run says of itself: every alarm of its detectors, and
 for each spike of the loss how many steps before it the first precursor fired.
 
+The detectors go over the logs again. Alarms that were raised while training and
+do not come back, as of updates that were taken back, are shown as well.
+
   jaxlm watch runs/quickstart
 """
 
@@ -20,7 +23,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Watch."""
     from jaxlm.run import Run
     from jaxlm.run.lineage import changes_of
-    from jaxlm.watch.detect import expected_of, forecast, watch
+    from jaxlm.watch.detect import Alarm, expected_of, forecast, watch
 
     opened = Run.load(args.run)
     steps, expected = opened.telemetry(), expected_of(opened.config)
@@ -30,6 +33,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     events = [event for event in opened.events() if "step" in event]
     records = sorted([*steps, *events], key=lambda record: (record["step"], "event" in record))
     alarms, spikes = watch(records, expected), forecast(records, expected)
+    again = {(alarm.detector, alarm.step) for alarm in alarms}
+    raised = [Alarm.from_event(event) for event in events if event["event"] == "alarm"]
+    alarms = sorted([*alarms, *(alarm for alarm in raised if (alarm.detector, alarm.step) not in again)], key=lambda a: a.step)
     for alarm in alarms:
         out.line(alarm.words())
     for spike in spikes:

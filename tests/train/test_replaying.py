@@ -52,6 +52,20 @@ def test_watch_reads_the_events_as_well(run_copy, capsys):
     assert (alarm["detector"], alarm["step"]) == ("recompilation", 7)
 
 
+def test_watch_shows_alarms_that_the_logs_no_longer_give_and_none_twice(run_copy, capsys):
+    told = {"layer": None, "expected": "less", "found": "more", "value": 7.0, "threshold": "nan", "bundle": None}
+    with ChainedLog(run_copy / "events.jsonl") as log:
+        log.append({"event": "recompiled", "step": 7, "phase": "step", "found": "another shape"})
+        log.append({"event": "alarm", "detector": "recompilation", "step": 7, "what": "step", **told, "action": "log"})
+        log.append(
+            {"event": "alarm", "detector": "update_ratio", "step": 6, "what": "w", **told, "action": "skip", "advice": "log"}
+        )
+    assert main(["watch", str(run_copy), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["alarms"]
+    assert (first["detector"], first["step"], first["advice"], first["threshold"]) == ("update_ratio", 6, "log", "nan")
+    assert (second["detector"], second["step"]) == ("recompilation", 7)
+
+
 def test_a_checkpoint_holds_what_the_detectors_know(finished):
     found = Run.load(finished).checkpoint.provenance["detectors"]
     assert saved(loaded(found)) == found

@@ -38,6 +38,13 @@ class Alarm(NamedTuple):
         """The fields as JSON values; non-finite floats as "nan", "inf", "-inf"."""
         return {**self._asdict(), "value": number(self.value), "threshold": number(self.threshold)}
 
+    @classmethod
+    def from_event(cls, event: Mapping[str, Any]) -> Alarm:
+        """From an `alarm` event of a run. Raises KeyError where one of the fields is missing."""
+        advice = event.get("advice", event["action"])  # older runs know the latter only
+        fields = {name: event[name] for name in cls._fields if name not in ("advice", "value", "threshold")}
+        return cls(**fields, advice=advice, value=float(event["value"]), threshold=float(event["threshold"]))
+
 
 class Budget(NamedTuple):
     """alarms: at most so many in 1e5 steps of a clean run. advice: of its alarms. why: where the figure comes from.
