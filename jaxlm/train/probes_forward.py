@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxlm.data import Batch
 from jaxlm.model.layers import rope_angles, rotate
+from jaxlm.model.untrained import first_loss_bounds
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.probes_reference import reference
 from jaxlm.train.state import policy
@@ -156,21 +157,12 @@ def evaluation_deterministic(bench: Bench) -> Probe:
 
 
 def initial_loss(bench: Bench) -> Probe:
-    """An untrained model knows nothing: its loss is near ln V.
-
-    Logits of variance s**2 add s**2 / 2; with normed activations and an embedding of standard deviation `init_std`,
-    s = init_std * sqrt(D). With norm "post" and tied embeddings the last activation is still much of the token's own
-    embedding, normed: its own logit is up to init_std * D, so the model predicts a repetition.
-    """
+    """An untrained model knows nothing: its loss is near ln V, within `jaxlm.model.untrained.first_loss_bounds`."""
     cfg, batch = bench.cfg.model, bench.batch
-    nll = bench.forward(batch)[1]
-    loss = float(nll.sum()) / int(batch.loss_mask.sum())
-    spread = min(cfg.init_std**2 * cfg.d_model, 6.0)  # past this the loss is near ln V no more
-    own = cfg.init_std * cfg.d_model if cfg.norm == "post" and cfg.tie_embeddings else 0.0
-    repeated = float((batch.labels == batch.tokens)[batch.loss_mask].mean())
-    low = math.log(cfg.vocab_size) - own * repeated - 0.5
-    high = float(np.logaddexp(math.log(cfg.vocab_size - 1), own)) + spread / 2 + 0.5
-    return Probe("initial_loss", low <= loss <= high, f"ln V = {math.log(cfg.vocab_size):.2f} (to {high:.2f})", f"{loss:.2f}")
+    loss = float(bench.forward(batch)[1].sum()) / int(batch.loss_mask.sum())
+    low, high = first_loss_bounds(cfg, repeated=float((batch.labels == batch.tokens)[batch.loss_mask].mean()))
+    expected = f"ln V = {math.log(cfg.vocab_size):.2f} ({low:.2f} to {high:.2f})"
+    return Probe("initial_loss", low <= loss <= high, expected, f"{loss:.2f}")
 
 
 FORWARD: tuple[Callable[[Bench], Probe], ...] = (

@@ -10,6 +10,7 @@ import numpy as np
 from jaxlm.config.schema import RunConfig
 from jaxlm.model import param_specs
 from jaxlm.model.spec import named_leaves
+from jaxlm.model.untrained import first_loss_bounds
 from jaxlm.optim import schedule_of
 
 
@@ -17,7 +18,8 @@ class Expected(NamedTuple):
     """Facts of a run; those that are not known are None, and what needs them is not judged.
 
     lr: float64 [steps], the rate of the n-th update at n - 1. sizes: elements of each parameter (of one layer, for blocks).
-    betas: of Adam. first_loss: nats per label of the untrained model. uniform_loss: ln V. min_supervised: the least share.
+    betas: of Adam. first_loss: least and largest, nats per label, of the untrained model. uniform_loss: ln V. min_supervised:
+    the least share.
     scaled: whether the loss is scaled (float16). balanced: whether a block adds attention and feed-forward to its input and
     nothing else (pre-norm or none, with the residual and without dropout).
     """
@@ -26,7 +28,7 @@ class Expected(NamedTuple):
     sizes: dict[str, int] | None = None
     betas: tuple[float, float] | None = None
     weight_decay: float = 0.0
-    first_loss: float | None = None
+    first_loss: tuple[float, float] | None = None
     uniform_loss: float | None = None
     min_supervised: float = 0.0
     scaled: bool | None = None
@@ -34,14 +36,8 @@ class Expected(NamedTuple):
 
 
 def expected_of(cfg: RunConfig) -> Expected:
-    """What `cfg`, with a known vocabulary, makes of every step.
-
-    first_loss: logits of the untrained model are sums of D products of a normalised activation with weights of standard
-    deviation `init_std`, so they have the variance s = D init_std**2, and the mean log-sum-exp is ln V + s / 2.
-    """
+    """What `cfg`, with a known vocabulary, makes of every step."""
     model, optim = cfg.model, cfg.optim
-    spread = model.d_model * model.init_std**2
-    uniform = math.log(model.vocab_size)
     sizes = {
         name: math.prod(spec.shape[1:] if name.startswith("blocks/") else spec.shape)
         for name, spec in named_leaves(param_specs(model)).items()
@@ -51,8 +47,8 @@ def expected_of(cfg: RunConfig) -> Expected:
         sizes=sizes,
         betas=(optim.b1, optim.b2),
         weight_decay=optim.weight_decay,
-        first_loss=uniform + spread / 2 if model.logit_softcap == 0 else None,
-        uniform_loss=uniform,
+        first_loss=first_loss_bounds(model),
+        uniform_loss=math.log(model.vocab_size),
         min_supervised=cfg.data.min_supervised,
         scaled=cfg.train.precision == "float16" and cfg.train.loss_scaling,
         balanced=model.residual and model.norm != "post" and model.dropout == 0,

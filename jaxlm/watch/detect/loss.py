@@ -21,7 +21,6 @@ DROP_Z, DROP_SHARE, DROP_STEPS = 8.0, 0.1, 3  # below the median, and of it
 LEAST_SCALE = 0.005  # nats
 FLOOR, CEILING = 0.3, 1.02  # bits per byte of text that no model has learnt by heart; share of a uniform guess
 FLOOR_STEPS, CEILING_STEPS, CEILING_FROM = 3, 16, 100
-FIRST = 0.5  # nats
 
 
 class Loss(NamedTuple):
@@ -110,6 +109,11 @@ def _absolute(
     if over >= CEILING_STEPS and expected.uniform_loss is not None:
         why, limit = f"under ln V = {expected.uniform_loss:.4g}, that of a uniform guess", CEILING * expected.uniform_loss
         yield alarm("loss_ceiling", record, "loss", expected=why, found=f"{value:.4g}", value=value, threshold=limit)
-    if record["step"] == 1 and expected.first_loss is not None and abs(value - expected.first_loss) > FIRST:
-        why = f"{expected.first_loss:.4g} nats within {FIRST}, of a model that has learnt nothing"
-        yield alarm("first_loss", record, "loss", expected=why, found=f"{value:.4g}", value=value, threshold=FIRST)
+    if record["step"] == 1 and expected.first_loss is not None:
+        least, largest = expected.first_loss
+        if not least <= value <= largest:
+            why, limit = (
+                f"{least:.4g} to {largest:.4g} nats, of a model that has learnt nothing",
+                min(max(value, least), largest),
+            )
+            yield alarm("first_loss", record, "loss", expected=why, found=f"{value:.4g}", value=value, threshold=limit)

@@ -206,9 +206,11 @@ def test_exact_zeros_and_faint_layers():
 
 
 def test_the_loss_has_bounds(config):
-    known = Expected(first_loss=5.7, uniform_loss=5.6)
+    known = Expected(first_loss=(5.2, 6.2), uniform_loss=5.6)
     assert run(loss.loss, loss.observe, [{"step": 1, "loss": 5.8}], known) == []
     assert run(loss.loss, loss.observe, [{"step": 1, "loss": 6.4}], known) == [(1, "first_loss")]
+    assert run(loss.loss, loss.observe, [{"step": 1, "loss": 5.1}], known) == [(1, "first_loss")]
+    assert run(loss.loss, loss.observe, [{"step": 2, "loss": 5.1}], known) == []
     high = [{"step": step, "loss": 5.9} for step in range(2, 130)]
     assert run(loss.loss, loss.observe, high, known)[0] == (116, "loss_ceiling")
 
@@ -221,7 +223,8 @@ def test_what_is_expected_of_the_tiny_run_is_what_it_does(finished):
     cfg = Run.load(finished).config
     known = expected_of(cfg)
     records = [record for record, _ in read_log(finished / "telemetry.jsonl")]
-    assert abs(records[0]["loss"] - known.first_loss) < 0.2
+    assert abs(records[0]["loss"] - math.log(cfg.model.vocab_size) - cfg.model.d_model * cfg.model.init_std**2 / 2) < 0.2
+    assert known.first_loss[0] < records[0]["loss"] < known.first_loss[1] < math.log(cfg.model.vocab_size) + 0.6
     assert [record["lr"] for record in records] == pytest.approx(known.lr.tolist(), rel=1e-6)
     assert set(known.sizes) == set(records[0]["grad_norms"])
     assert watch(records, known) == []
