@@ -4,6 +4,7 @@ from jaxlm.config.schema import DataConfig
 from jaxlm.data.agreement import require_agreement
 from jaxlm.data.batches import Batch, batch, batch_crc, row_crcs, validation_batches
 from jaxlm.data.checks import check_batch, check_supervised
+from jaxlm.data.content import content_sum, row_sums
 from jaxlm.data.documents import STDLIB, Counts, Document, read_documents
 from jaxlm.data.order import permute
 from jaxlm.data.prefetch import Prefetcher
@@ -24,11 +25,13 @@ __all__ = [
     "build_shards",
     "check_batch",
     "check_supervised",
+    "content_sum",
     "open_shards",
     "permute",
     "read_documents",
     "require_agreement",
     "row_crcs",
+    "row_sums",
     "split_of",
     "training_texts",
     "validation_batches",

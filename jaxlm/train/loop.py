@@ -18,7 +18,7 @@ from jaxlm.train.probes import Probe, require, run_probes
 from jaxlm.train.probes_forward import batch_is_pure
 from jaxlm.train.probes_order import order
 from jaxlm.train.rollback import roll_back
-from jaxlm.train.rows import BatchFacts
+from jaxlm.train.rows import BatchFacts, require_computed
 from jaxlm.train.samples import sample
 from jaxlm.train.session import Session
 from jaxlm.train.take_back import copied, take_back
@@ -120,6 +120,8 @@ def _step(session: Session, step: int, made: Batch, progress: Progress, *, waite
     before, checkpoint = session.alarms.began(session.state), session.saved
     copy = copied(session.state) if session.alarms.skip_at else None
     session.state, telemetry = session.guard.step(session.state, session.put(made), step + 1)
+    where = f"{session.layout.path}, step {step + 1}"
+    require_computed(facts, content=telemetry.content, labels=telemetry.labels, artifact=where)
     record = _record(telemetry, facts, cfg)
     against = session.alarms.against(record)
     if copy is not None and against:

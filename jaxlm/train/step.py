@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.schema import RunConfig
-from jaxlm.data import Batch
+from jaxlm.data import Batch, content_sum
 from jaxlm.model import (
     BackwardStats,
     BlockStats,
@@ -36,12 +36,13 @@ from jaxlm.watch import Telemetry, leaf_norms, still_rows, total_norm
 
 class Gradients(NamedTuple):
     """grads: of the objective, per supervised label, float32, like the parameters. sums: the losses. stats: of the layers'
-    activations, backward: of the gradients by their inputs, [L]."""
+    activations, backward: of the gradients by their inputs, [L]. content: `content_sum` of the rows that they are of."""
 
     grads: Params
     sums: LossSums
     stats: BlockStats
     backward: BackwardStats
+    content: jax.Array
 
 
 def _options(cfg: RunConfig) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
     sinks_L2 = new_sinks(cfg.model.n_layers)
     if accum == 1:
+        content = content_sum(batch)
         (grads, sinks_L2), (sums, stats) = gradient(params, sinks_L2, batch, jax.random.fold_in(key, 0))
     else:
         # Micro-batch a is rows a, a + A, ...: the rows of a device stay on it.
@@ -106,18 +108,18 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
         def add(total: tuple, scanned: tuple) -> tuple[tuple, BlockStats]:
             micro, index = scanned
             grads, (sums, stats) = gradient(params, sinks_L2, micro, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, (grads, sums)), stats
+            return jax.tree.map(jnp.add, total, (grads, sums, content_sum(micro))), stats
 
         zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(4)))
-        start = (jax.tree.map(jnp.zeros_like, (params, sinks_L2)), zero)
-        ((grads, sinks_L2), sums), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
+        start = (jax.tree.map(jnp.zeros_like, (params, sinks_L2)), zero, jnp.zeros((), jnp.uint32))
+        ((grads, sinks_L2), sums, content), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
         stats = stats_AL.over_micro_batches()
     # 0 * inf is NaN: a batch without a supervised label is a skipped step, never a loss of 0. Of products, unlike of quotients,
     # the compiler makes no array that is only read by others.
     inverse = positions / (loss_scale * sums.count)
     grads = jax.tree.map(lambda g: g * inverse, grads)
     backward = BackwardStats.from_sinks(sinks_L2, positions * cfg.model.d_model, inverse)
-    return Gradients(grads, sums, stats, backward)
+    return Gradients(grads, sums, stats, backward, content)
 
 
 def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState, Telemetry]:
@@ -150,6 +152,7 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
         loss_spread=jnp.sqrt(jnp.where(variance < 0.0, 0.0, variance)),
         z_loss=sums.z / sums.count,
         labels=sums.count,
+        content=gradients.content,
         grad_norm=grad_norm,
         clipped=(grad_norm > cfg.optim.clip_norm) & (cfg.optim.clip_norm > 0),
         param_norm=total_norm(param_norms),

@@ -26,7 +26,8 @@ class Telemetry:
     """One training step, as scalars unless said otherwise.
 
     step: int32, of the step reported, from 1. loss: mean negative log likelihood in nats per supervised label. loss_spread: its
-    standard deviation over the labels. z_loss: mean squared log-sum-exp. labels: supervised labels. grad_norm: before clipping;
+    standard deviation over the labels. z_loss: mean squared log-sum-exp. labels: supervised labels. content: uint32,
+    `content_sum` of the batch, which the host compares with its own; in no record. grad_norm: before clipping;
     clipped: whether it was clipped. param_norm: after the update. update_norm: of what was added, 0 where nothing was. lr,
     loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a row. leaf_grad_norms,
     leaf_param_norms, leaf_update_norms: by parameter name, [L] for those of the blocks. embed_rows_still: share of the
@@ -38,6 +39,7 @@ class Telemetry:
     loss_spread: jax.Array
     z_loss: jax.Array
     labels: jax.Array
+    content: jax.Array
     grad_norm: jax.Array
     clipped: jax.Array
     param_norm: jax.Array

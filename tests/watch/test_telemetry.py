@@ -22,6 +22,7 @@ def telemetry(**changes):
         "loss_spread": jnp.float32(0.3),
         "z_loss": jnp.float32(4.0),
         "labels": jnp.float32(100),
+        "content": jnp.uint32(3),
         "grad_norm": jnp.float32(3.0),
         "clipped": jnp.bool_(True),
         "param_norm": jnp.float32(5.0),
