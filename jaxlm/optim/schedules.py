@@ -22,15 +22,23 @@ def _check(decay_steps: int, warmup_steps: int) -> None:
 
 
 def _after_warmup(
-    shape: Callable[[jax.Array], jax.Array], peak: float, end: float, init: float, decay_steps: int, warmup_steps: int
+    shape: Callable[[jax.Array], jax.Array],
+    peak: float,
+    end: float,
+    init: float,
+    decay_steps: int,
+    warmup_steps: int,
+    held_until: int = 0,
 ) -> Schedule:
-    """Linear from `init` to `peak`, then `end + (peak - end) * shape(share of the decay that has passed)`."""
+    """Linear from `init` to `peak`, held until the count `held_until`, then `end + (peak - end) * shape(share of the decay that
+    has passed)`."""
     _check(decay_steps, warmup_steps)
+    start = max(warmup_steps, held_until)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         rising = init + (peak - init) * count / max(warmup_steps, 1)
-        share = jnp.clip((count - warmup_steps) / max(decay_steps - warmup_steps, 1), 0.0, 1.0)
+        share = jnp.clip((count - start) / max(decay_steps - start, 1), 0.0, 1.0)
         return jnp.where(count < warmup_steps, rising, end + (peak - end) * shape(share))
 
     return schedule
@@ -68,13 +76,8 @@ def wsd_schedule(
     _check(decay_steps, warmup_steps)
     if not 0.0 < decay_share <= 1.0:
         raise ValueError(f"expected a decay_share above 0 and at most 1, found {decay_share}")
-    start = max(warmup_steps, decay_steps - round(decay_share * decay_steps))
-    held = (start - warmup_steps) / max(decay_steps - warmup_steps, 1)
-
-    def shape(share: jax.Array) -> jax.Array:
-        return 1.0 - jnp.clip((share - held) / max(1.0 - held, 1e-12), 0.0, 1.0)
-
-    return _after_warmup(shape, peak_value, end_value, init_value, decay_steps, warmup_steps)
+    held_until = decay_steps - round(decay_share * decay_steps)
+    return _after_warmup(lambda share: 1.0 - share, peak_value, end_value, init_value, decay_steps, warmup_steps, held_until)
 
 
 def constant_schedule(peak_value: float, warmup_steps: int = 0, *, init_value: float = 0.0) -> Schedule:

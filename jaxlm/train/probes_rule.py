@@ -1,6 +1,7 @@
-"""Probes of what a step promises as arithmetic: the gradient is that of the loss, the update is AdamW's.
+"""Probes of what a step promises as arithmetic: the gradient is that of the loss, the update is AdamW's, at
+the rate of the schedule.
 
-Both are compared with something that shares no code with them: differences of the loss, and the formula in NumPy float64.
+All are compared with something that shares no code with them: differences of the loss, and formulas in NumPy float64.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 from jaxlm.config.schema import OptimConfig
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim import schedule_of
+from jaxlm.optim.reference import learning_rates
 from jaxlm.parallel import processes
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.state import policy
+from jaxlm.train.state import TrainState, policy
 
 # Of the loss, in float32: by how much it is moved, and what rounding does to a mean over some hundred labels.
 MOVED, NOISE = 2e-3, 4e-6
@@ -27,6 +29,8 @@ LARGEST = 0.05  # share of a parameter that it is moved by, at most
 AGREE = 0.15  # relative difference of a derivative and a difference, over rounding: what curvature may do
 CORNER = 8  # elements along each axis of a leaf that are followed through the update
 CURVED = 0.25  # of a disagreement: what half the shift may change of it, for it to be a verdict
+PLACES = 33  # updates at which the schedule is asked, evenly spaced
+SAME, CANCELLED = 1e-4, 1e-6  # of a rate, and of the peak: what is left of a float32 sum at the end of a decay to 0
 EXACT = 2e-3  # relative difference of an update in float32 and in float64
 
 
@@ -96,7 +100,8 @@ def _loss(bench: Bench, params: dict[str, Any]) -> float:
 
 
 def update_rule(bench: Bench) -> Probe:
-    """Two updates from a fresh state, the first of a gradient that is clipped, are those of AdamW as the config describes it.
+    """Three updates from a fresh state, the first of a gradient that is clipped, the last one halfway down the schedule, are
+    those of AdamW as the config describes it.
 
     Followed in a corner of every leaf, in float64. Sees clipping, bias correction, epsilon, betas, decay and rate that are
     not the config's. No program is compiled for it that other probes do not need.
@@ -107,15 +112,17 @@ def update_rule(bench: Bench) -> Probe:
     limit = cfg.clip_norm or 1.0
     state = bench.state(bench.params)
     rule = {leaf: _Rule(cfg, leaf, _corner(p)) for leaf, p in named_leaves(state.params).items()}
-    schedule = schedule_of(cfg, bench.cfg.train.steps)
-    for count, size in enumerate((2.0 * limit, -0.3 * limit)):
+    steps = bench.cfg.train.steps
+    for count, size in ((0, 2.0 * limit), (min(1, steps - 1), -0.3 * limit), (_halfway(cfg, steps), 0.5 * limit)):
+        state = at_count(state, count)
         given = jax.tree.map(lambda g, size=size: g * (size / norm), gradients.grads)
         before = {leaf: _corner(p) for leaf, p in named_leaves(state.params).items()}
         state, _ = bench.apply(state, gradients._replace(grads=given))
+        rate = float(learning_rates(cfg, steps, np.array(count)))
         clip = min(1.0, limit / abs(size)) if cfg.clip_norm else 1.0
         corners = {leaf: _corner(g) for leaf, g in named_leaves(given).items()}
         for leaf, p in named_leaves(state.params).items():
-            expected = rule[leaf].update(corners[leaf] * clip, before[leaf], count + 1, float(schedule(count)))
+            expected = rule[leaf].update(corners[leaf] * clip, before[leaf], count + 1, rate)
             moved = _corner(p) - before[leaf]
             # What is added to a parameter is rounded to the parameter's last bit.
             allowed = EXACT * np.abs(expected).max() + 2.0**-23 * np.abs(before[leaf])
@@ -123,7 +130,34 @@ def update_rule(bench: Bench) -> Probe:
                 worst = np.unravel_index(np.argmax(np.abs(moved - expected) - allowed), moved.shape)
                 why = f"update {count + 1} of {leaf} as AdamW says, {expected[worst]:.6g}"
                 return Probe(name, False, why, f"{moved[worst]:.6g}")
-    return Probe(name, True, "two updates as AdamW says", f"those of {len(rule)} leaves")
+    return Probe(name, True, "three updates as AdamW says", f"those of {len(rule)} leaves")
+
+
+def at_count(state: TrainState, count: int) -> TrainState:
+    """`state` after `count` updates, as its optimizer counts them; moments and parameters as they are."""
+    adam = state.opt_state[-1]
+    made = jax.device_put(np.full((), count, np.int32), adam.count.sharding)
+    return dataclasses.replace(state, opt_state=(*state.opt_state[:-1], dataclasses.replace(adam, count=made)))
+
+
+def _halfway(cfg: OptimConfig, steps: int) -> int:
+    """The count of updates whose next has the rate nearest to the mean of the peak and the last one, past the warm-up."""
+    counts = np.arange(min(max(cfg.warmup_steps - 1, 0), steps - 1), steps)
+    rates = learning_rates(cfg, steps, counts)
+    return int(counts[np.abs(rates - (rates[0] + rates[-1]) / 2).argmin()])
+
+
+def schedule(bench: Bench) -> Probe:
+    """The rate is the config's, in float64: at the first update, in the warm-up, at its end, on the way and at the last one."""
+    cfg, steps = bench.cfg.optim, bench.cfg.train.steps
+    places = np.concatenate([np.linspace(0, steps - 1, PLACES), cfg.warmup_steps + np.array([-1, 0]), [cfg.warmup_steps / 2]])
+    counts = np.unique(places.astype(np.int32).clip(0, steps - 1))
+    rates, found = learning_rates(cfg, steps, counts), np.asarray(schedule_of(cfg, steps)(counts), np.float64)
+    wrong = np.flatnonzero(~(np.abs(found - rates) <= SAME * rates + CANCELLED * cfg.lr))
+    if wrong.size:
+        first = int(wrong[0])
+        return Probe("schedule", False, f"a rate of {rates[first]:.6g} in update {counts[first] + 1}", f"{found[first]:.6g}")
+    return Probe("schedule", True, "the rates of the config's schedule", f"those, at {len(counts)} of {steps} updates")
 
 
 def _corner(leaf: jax.Array) -> np.ndarray:
@@ -147,5 +181,5 @@ class _Rule:
         return -rate * (m / (np.sqrt(v) + self.cfg.eps) + self.decay * p)
 
 
-RULES: tuple[Callable[[Bench], Probe], ...] = (gradient_of_loss, update_rule)
+RULES: tuple[Callable[[Bench], Probe], ...] = (gradient_of_loss, update_rule, schedule)
 """The probes of a step's arithmetic."""

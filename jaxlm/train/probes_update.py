@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxlm.data import Batch
 from jaxlm.model.spec import named_leaves
-from jaxlm.optim import schedule_of
+from jaxlm.optim.reference import learning_rates
 from jaxlm.parallel import processes
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.probes_rule import RULES
+from jaxlm.train.probes_rule import RULES, at_count
 from jaxlm.train.state import TrainState, policy, put_batch
 from jaxlm.watch import Telemetry, first_nonfinite
 
@@ -63,14 +63,13 @@ def decay_touches_declared(bench: Bench) -> Probe:
     ones = jax.tree.map(jnp.ones_like, bench.params)
     state = bench.state(ones)
     made = max(cfg.warmup_steps - 1, 0)  # updates: the next one is the first at the peak
-    at_peak = dataclasses.replace(state.opt_state[-1], count=jnp.full_like(state.opt_state[-1].count, made))
-    state = dataclasses.replace(state, opt_state=(*state.opt_state[:-1], at_peak))
+    state = at_count(state, made)
     gradients = bench.gradients(bench.batch)
     still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))
     after, _ = bench.apply(state, still)
     moved = {name for name, leaf in named_leaves(after.params).items() if (processes.whole(leaf) != 1.0).any()}
     names = named_leaves(ones)
-    rate = cfg.lr if cfg.warmup_steps else float(schedule_of(cfg, bench.cfg.train.steps)(made))
+    rate = cfg.lr if cfg.warmup_steps else float(learning_rates(cfg, bench.cfg.train.steps, np.array(made)))
     # Below 1 the float32 numbers are 2**-24 apart, so 1 - x rounds to 1 up to half of that (a tie goes to 1, the even one).
     visible = cfg.weight_decay * rate > 2.0**-25
     exempt = {name for name in names if cfg.no_decay and re.search(cfg.no_decay, name)}

@@ -48,9 +48,10 @@ def planted(bench, monkeypatch):
     return plant
 
 
-def test_both_pass_on_the_code_as_it_is(bench):
+def test_all_pass_on_the_code_as_it_is(bench):
     assert rule.gradient_of_loss(bench).passed
     assert rule.update_rule(bench).passed
+    assert rule.schedule(bench).passed
 
 
 def of_blocks(**changes):
@@ -112,6 +113,50 @@ def test_the_same_way_with_the_configs_own_optimizer_passes(bench, monkeypatch):
 
     monkeypatch.setattr(bench, "apply", apply)
     assert rule.update_rule(bench).passed
+
+
+OF_SCHEDULE = {
+    "cosine": {"schedule": "cosine"},
+    "to nothing": {"schedule": "cosine", "min_lr_ratio": 0.0},
+    "linear": {"schedule": "linear", "min_lr_ratio": 0.0, "warmup_steps": 0},
+    "wsd": {"schedule": "wsd", "min_lr_ratio": 0.0},
+    "warm-up to the end": {"schedule": "wsd", "warmup_steps": 50},
+    "constant": {"schedule": "constant", "warmup_steps": 100},
+}
+
+
+def applying(bench, monkeypatch, cfg):
+    """Let the bench apply what the optimizer of another config makes, without compiling."""
+    optimizer = optimizer_of(cfg.optim, cfg.train.steps)
+    state = bench.state(bench.params)
+    monkeypatch.setattr(bench, "cfg", cfg)
+    monkeypatch.setattr(bench, "state", lambda params: dataclasses.replace(state, opt_state=optimizer.init(params)))
+
+    def apply(state, gradients):
+        updates, opt_state = optimizer.update(gradients.grads, state.opt_state, state.params)
+        return dataclasses.replace(state, params=jax.tree.map(jnp.add, state.params, updates), opt_state=opt_state), None
+
+    monkeypatch.setattr(bench, "apply", apply)
+
+
+@pytest.mark.parametrize("name", OF_SCHEDULE)
+def test_every_schedule_passes(name, bench, monkeypatch):
+    cfg = dataclasses.replace(CFG, optim=dataclasses.replace(CFG.optim, **OF_SCHEDULE[name]))
+    applying(bench, monkeypatch, cfg)
+    assert rule.schedule(bench).passed
+    assert rule.update_rule(bench).passed
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_schedule_that_never_decays_is_seen(name, bench, monkeypatch):
+    from jaxlm.optim import schedules
+
+    monkeypatch.setattr(
+        schedules, f"{name}_schedule", lambda peak, steps, warmup, **_: schedules.constant_schedule(peak, warmup)
+    )
+    applying(bench, monkeypatch, dataclasses.replace(CFG, optim=dataclasses.replace(CFG.optim, schedule=name)))
+    assert not rule.schedule(bench).passed
+    assert not rule.update_rule(bench).passed
 
 
 @pytest.mark.parametrize("lr", [1e-9, 1e-7])

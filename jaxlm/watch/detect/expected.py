@@ -11,7 +11,7 @@ from jaxlm.config.schema import RunConfig
 from jaxlm.model import param_specs
 from jaxlm.model.spec import named_leaves
 from jaxlm.model.untrained import first_loss_bounds
-from jaxlm.optim import schedule_of
+from jaxlm.optim.reference import learning_rates
 
 
 class Expected(NamedTuple):
@@ -43,7 +43,7 @@ def expected_of(cfg: RunConfig) -> Expected:
         for name, spec in named_leaves(param_specs(model)).items()
     }
     return Expected(
-        lr=np.asarray(schedule_of(optim, cfg.train.steps)(np.arange(cfg.train.steps)), np.float64),
+        lr=learning_rates(optim, cfg.train.steps, np.arange(cfg.train.steps)),
         sizes=sizes,
         betas=(optim.b1, optim.b2),
         weight_decay=optim.weight_decay,

@@ -2,10 +2,11 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
-from jaxlm.config.schema import ModelConfig, RunConfig
+from jaxlm.config.schema import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from jaxlm.optim import schedule_of
 from jaxlm.watch.detect import Expected, bank, batches, dead, loss, observe, pace, rate, scaler, validation
 from jaxlm.watch.detect.expected import expected_of
@@ -139,6 +140,33 @@ def test_the_rate_is_that_of_the_schedule_of_the_updates_made(config):
     assert run(rate.rate, rate.observe, late, known) == []
     restarted = [*rows[:30], *(row | {"lr": rows[row["step"] - 31]["lr"]} for row in rows[30:])]
     assert run(rate.rate, rate.observe, restarted, known)[0] == (31, "learning_rate")
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_the_compiled_rate_is_the_expected_one_to_the_last_step(name, ratio):
+    steps = 300
+    optim = OptimConfig(lr=3e-4, schedule=name, warmup_steps=20, min_lr_ratio=ratio)
+    known = expected_of(RunConfig(model=ModelConfig(vocab_size=300), optim=optim, train=TrainConfig(steps=steps)))
+    rates = np.asarray(jax.jit(schedule_of(optim, steps))(np.arange(steps)))
+    rows = [{"step": step, "lr": float(value), "finite": True} for step, value in enumerate(rates, 1)]
+    assert run(rate.rate, rate.observe, rows, known) == []
+    rows[-1] = rows[-1] | {"lr": float(rates[-1]) + 1e-4 * optim.lr}
+    assert run(rate.rate, rate.observe, rows, known) == ([(steps, "learning_rate")] if ratio < 1 and name != "constant" else [])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_schedule_that_never_decays_is_found_in_the_run(name, monkeypatch):
+    from jaxlm.optim import schedules
+
+    optim = OptimConfig(schedule=name, warmup_steps=10)
+    monkeypatch.setattr(
+        schedules, f"{name}_schedule", lambda peak, steps, warmup, **_: schedules.constant_schedule(peak, warmup)
+    )
+    rates = np.asarray(schedules.schedule_of(optim, 100)(np.arange(100)))
+    rows = [{"step": step, "lr": float(value), "finite": True} for step, value in enumerate(rates, 1)]
+    known = expected_of(RunConfig(model=ModelConfig(vocab_size=300), optim=optim, train=TrainConfig(steps=100)))
+    assert run(rate.rate, rate.observe, rows, known)[0][1] == "learning_rate"
 
 
 def test_without_a_schedule_a_jump_is_found_and_a_warm_up_is_none():

@@ -1,0 +1,32 @@
+"""The learning rates a second time: NumPy float64, written from what the config's fields say.
+
+The probes and the detectors compare with this. It shares no line with `jaxlm.optim.schedules`, so that a fault there is seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxlm.config.schema import OptimConfig
+
+
+def learning_rates(cfg: OptimConfig, steps: int, count: np.ndarray) -> np.ndarray:
+    """The rate of the update that follows `count` updates, integers below `steps` of any shape: float64.
+
+    From 0 to `lr` along a straight line, reached at the update `warmup_steps`. From there on, or for WSD from the last
+    `decay_share` of all steps on, to `min_lr_ratio * lr` at the last update: along half a cosine (Loshchilov & Hutter 2017,
+    eq. 5) or a straight line.
+    """
+    update = np.asarray(count, np.float64) + 1.0
+    begin = cfg.warmup_steps
+    if cfg.schedule == "wsd":
+        begin = max(begin, steps - round(cfg.decay_share * steps))
+    passed = np.clip((update - begin) / max(steps - begin, 1), 0.0, 1.0)
+    height = {
+        "cosine": np.cos(np.pi / 2 * passed) ** 2,
+        "linear": 1.0 - passed,
+        "wsd": 1.0 - passed,
+        "constant": np.ones_like(passed),
+    }[cfg.schedule]
+    rates = cfg.lr * (cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * height)
+    return np.where(update < cfg.warmup_steps, cfg.lr * update / max(cfg.warmup_steps, 1), rates)
