@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.contract import InputError
+from jaxlm.contract import ContractError, InputError
 from jaxlm.data.order import permute
 from jaxlm.data.shards import TokenStream
 
@@ -62,7 +62,8 @@ def batch(
     Examples are taken from the endless sequence permutation(epoch 0), permutation(epoch 1), ...; step s takes examples
     s * batch_size on. rows: the rows of the batch that are wanted, int, each from 0 to batch_size - 1; all by default. A
     process of several asks for those that its devices need, and nothing else is read; which process asks changes no example.
-    Raises InputError where the stream has fewer rows than one batch.
+    Raises InputError where the stream has fewer rows than one batch, ContractError for a row whose last label is another token
+    than the one that follows it.
     """
     there = stream.rows(context_length)
     if there < batch_size:
@@ -79,7 +80,7 @@ def batch(
     for epoch in np.unique(epochs):
         here = epochs == epoch
         chosen[here] = permute(indices[here], there, seed=seed, epoch=int(epoch))
-    return rows_of(stream, chosen, context_length)
+    return _with_successors(stream, chosen, context_length)
 
 
 def validation_batches(stream: TokenStream, *, batch_size: int, context_length: int, limit: int = 0) -> Iterator[Batch]:
@@ -88,7 +89,23 @@ def validation_batches(stream: TokenStream, *, batch_size: int, context_length: 
     count = -(-rows // batch_size)
     for index in range(min(count, limit) if limit else count):
         wanted = index * batch_size + np.arange(batch_size)
-        yield rows_of(stream, np.where(wanted < rows, wanted, -1), context_length)
+        yield _with_successors(stream, np.where(wanted < rows, wanted, -1), context_length)
+
+
+def _with_successors(stream: TokenStream, rows: np.ndarray, context_length: int) -> Batch:
+    """`rows_of`, the last label of each row compared with the token that the stream has there: of all labels it is the one
+    that no token in the row is a witness of."""
+    made, T = rows_of(stream, rows, context_length), context_length
+    for row, label, supervised in zip(rows.tolist(), made.labels[:, -1].tolist(), made.loss_mask[:, -1].tolist(), strict=True):
+        if supervised and [label] != (following := stream.slice(row * T + T, row * T + T + 1).tolist()):
+            raise ContractError(
+                "batch",
+                artifact=f"row {row} of the split",
+                expected=f"the token that follows it as its last label, {following}",
+                found=label,
+                remedy="The shards or the loader are wrong.",
+            )
+    return made
 
 
 def row_crcs(made: Batch) -> np.ndarray:

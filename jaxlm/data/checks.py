@@ -25,7 +25,8 @@ def check_batch(
     Ids and supervised labels lie in 0..vocab_size-1; supervised labels are the tokens shifted by one, within their document;
     positions count from 0 at each document; padding is at the end and unsupervised; the supervised share is at least
     `min_supervised`. borders: EOS and BOS, where a document ends and the next begins; a document begins there, then, and only
-    there (or at the start of a row). label: names the batch in the message.
+    there (or at the start of a row), and every label in the document of its input is supervised. label: names the batch in
+    the message.
     """
 
     def require(ok_BT: np.ndarray, expected: str, values: np.ndarray, *, first: int = 0) -> None:
@@ -59,6 +60,11 @@ def check_batch(
         between = (tokens[:, :-1] == borders[0]) & (tokens[:, 1:] == borders[1]) & ~padding[:, 1:]
         begins = ~same & ~padding[:, 1:]
         require(between == begins, "a document that begins where EOS and BOS stand, and only there", tokens[:, 1:], first=1)
+        # At the end of a row the label alone is there: it belongs to another document after an EOS. A token at position 0 is
+        # the BOS, whatever its id.
+        ends = (tokens[:, -1:] == borders[0]) & (positions[:, -1:] > 0)
+        supervised = np.concatenate([same & ~padding[:, 1:], ~ends], axis=1) & ~padding
+        require(mask == supervised, "every label supervised that belongs to the document of its input", mask)
 
     require(padding[:, :1] | (positions[:, :1] == 0), "position 0 at the start of a row", positions[:, :1])
     following = np.where(same, positions[:, :-1] + 1, 0)

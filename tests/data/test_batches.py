@@ -1,5 +1,6 @@
 """Batches against an oracle that goes through the ids one by one; the order of rows; what a batch is a function of."""
 
+import importlib
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.contract import InputError
+from jaxlm.contract import ContractError, InputError
 from jaxlm.data import Batch, batch, batch_crc, check_batch, row_crcs, validation_batches
 from jaxlm.data.batches import rows_of
 
@@ -163,3 +164,24 @@ def test_the_checksum_is_that_of_all_bytes_of_the_rows_in_order(numbered):
         other = getattr(made, name).copy()
         other[2, 5] = not other[2, 5] if name == "loss_mask" else other[2, 5] + 1
         assert batch_crc(made._replace(**{name: other})) != batch_crc(made)
+
+
+# ---- the last label of a row ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [1, -1])
+def test_a_last_label_that_is_not_the_token_that_follows_is_refused(numbered, monkeypatch, other):
+    module = importlib.import_module("jaxlm.data.batches")
+    stream, real = numbered[0], module.rows_of
+
+    def wrong(*arguments):
+        made = real(*arguments)
+        labels = made.labels.copy()
+        labels[:, -1] += other
+        return made._replace(labels=labels)
+
+    monkeypatch.setattr(module, "rows_of", wrong)
+    with pytest.raises(ContractError, match=r"row \d+ of the split: expected the token that follows it as its last label"):
+        batch(stream, step=0, seed=0, batch_size=8, context_length=8)
+    with pytest.raises(ContractError, match="row 0 of the split"):
+        list(validation_batches(stream, batch_size=8, context_length=8))

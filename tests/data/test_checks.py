@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxlm.contract import ContractError
-from jaxlm.data import Batch, batch, check_batch
+from jaxlm.data import Batch, TokenStream, batch, check_batch
 from jaxlm.data.batches import rows_of
 
 T = 16
@@ -201,3 +201,40 @@ def test_a_border_without_its_marks_is_refused(marked):
     tokens = marked.tokens.copy()
     tokens[0, 7] = 5
     broken(marked._replace(tokens=tokens), "where EOS and BOS stand, and only there, found 5 at row 0", borders=(MARK, MARK))
+
+
+# ---- what is supervised, by the tokens --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [(MARK, MARK), (MARK, MARK - 1)], ids=["one id", "two ids"])
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_every_label_that_should_be_is_supervised_and_no_other(marked, mark, row):
+    eos, bos = mark
+    begins = (marked.positions == 0) & (marked.tokens == MARK)
+    made = marked._replace(tokens=np.where(begins, bos, marked.tokens).astype(np.int32))
+    following = np.concatenate([made.tokens[:, 1:], made.labels[:, -1:]], axis=1)
+    made = made._replace(labels=np.where(made.loss_mask, following, made.labels).astype(np.int32))
+    check(made, borders=(eos, bos))
+    for at in range(T):
+        other = spoiled(made, "loss_mask", row, at, not made.loss_mask[row, at])
+        broken(other, "is broken", borders=(eos, bos))
+
+
+def test_labels_left_out_by_a_rule_of_their_own_are_refused(marked):
+    fewer = marked._replace(loss_mask=marked.loss_mask & (np.arange(T) % 4 != 0)[None, :])
+    check(fewer)
+    broken(fewer, "every label supervised that belongs to the document of its input, found False", borders=(MARK, MARK))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_no_honest_row_is_refused_by_its_marks(data):
+    """Documents of every length, cut anywhere; borders of one id and of two."""
+    lengths = data.draw(st.lists(st.integers(3, 20), min_size=1, max_size=12))
+    eos, bos = data.draw(st.sampled_from([(99, 99), (99, 98)]))
+    context = data.draw(st.integers(2, 33))
+    ids = np.concatenate([[bos, *range(10, 10 + length - 2), eos] for length in lengths]).astype("<u2")
+    starts = np.cumsum([0, *lengths])
+    stream = TokenStream((ids,), np.zeros(1, np.int64), starts)
+    made = rows_of(stream, np.array([*range(stream.rows(context)), -1]), context)
+    check(made, context_length=context, borders=(eos, bos))
