@@ -19,7 +19,7 @@ from jaxlm.contract import ContractError
 from jaxlm.data import Batch
 from jaxlm.model import Params
 from jaxlm.parallel import processes
-from jaxlm.train.state import TrainState, abstract_state, policy, put_batch
+from jaxlm.train.state import TrainState, abstract_state, even_length, policy, put_batch
 from jaxlm.train.step import apply_gradients, batch_logits, compute_gradients, score
 
 LENGTH = 64  # positions of a small row, at most
@@ -51,7 +51,7 @@ class Bench:
         self.shards = cfg.mesh.data * cfg.mesh.fsdp
         rows = self.accum * self.shards
         # Half the context at most, so that positions can be shifted within it.
-        self.length = min(LENGTH, max(2, cfg.model.context_length // 2))
+        self.length = even_length(min(LENGTH, max(2, cfg.model.context_length // 2)), cfg)
         tiled = Batch(*(np.resize(x, (rows, *x.shape[1:])) for x in batch))
         self.batch = Batch(*(np.ascontiguousarray(x[:rows, : self.length]) for x in tiled))
         self._grads: dict[int, Callable] = {}

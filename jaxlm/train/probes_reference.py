@@ -21,7 +21,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import processes
 from jaxlm.parallel.rules import sharding
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.state import policy, put_batch, rules
+from jaxlm.train.state import even_length, policy, put_batch, rules
 from jaxlm.train.step import batch_logits
 
 ROWS, READ = 22, 11  # rows of the small vocabulary, and how many of them are tokens of the batch; the others are only predicted
@@ -85,8 +85,7 @@ def _small(cfg: RunConfig) -> RunConfig:
 
 def _batch(bench: Bench, cfg: RunConfig) -> tuple[Batch, tuple[np.ndarray, np.ndarray]]:
     """Two documents in every row, the same ones, and the ids of each."""
-    context = cfg.mesh.context
-    length = max(context, min(POSITIONS, cfg.model.context_length) // context * context)
+    length = even_length(min(POSITIONS, cfg.model.context_length), cfg)
     border = max(1, length * 5 // 8)
     ids = (np.arange(length) * 3 % READ).astype(np.int32)  # every token, the small ones among the others
     at = np.arange(length, dtype=np.int32)

@@ -23,7 +23,7 @@ from jaxlm.tokenizer import Tokenizer
 from jaxlm.tokenizer.visible import visible
 from jaxlm.train.prepare import Parts
 from jaxlm.train.session import Session
-from jaxlm.train.state import put_batch
+from jaxlm.train.state import even_length, put_batch
 from jaxlm.train.step import batch_logits
 
 GIVEN, WRITTEN = 16, 32  # tokens of the prompt, BOS included, and tokens written, at most; fewer where the context is shorter
@@ -79,7 +79,7 @@ def write(params: Params, parts: Parts, mesh: Mesh) -> Written:
     the batch) of 48 positions, about what one training step of 1500 positions takes.
     """
     cfg = parts.cfg
-    length = -(-min(GIVEN + WRITTEN, cfg.model.context_length) // mesh.shape["context"]) * mesh.shape["context"]
+    length = even_length(min(GIVEN + WRITTEN, cfg.model.context_length), cfg)
     prompt = [int(token) for token in parts.data.val.document(0)[:-1][: max(1, min(GIVEN, length // 3))]]
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     ids, eos = list(prompt), parts.tokenizer.eos_id

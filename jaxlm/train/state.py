@@ -100,6 +100,13 @@ def put_batch(batch: Any, cfg: RunConfig, mesh: Mesh, *, rows: np.ndarray | None
     return jax.tree.map(lambda array: processes.put(array, layout, rows=rows, length=length), batch)
 
 
+def even_length(length: int, cfg: RunConfig) -> int:
+    """The most positions of a row, `length` or fewer, that the mesh axis `context` divides; one for each of its devices at
+    least."""
+    context = cfg.mesh.context
+    return max(1, length // context) * context
+
+
 def batch_rows(cfg: RunConfig, mesh: Mesh) -> np.ndarray | None:
     """The rows of a training batch that this process reads, ascending; None for all, where it is the only process."""
     if not processes.several():

@@ -69,6 +69,18 @@ CONFIGS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("context_length", "devices"), [(768, 6), (24, 8), (8, 8), (6, 2), (512, 1)])
+def test_a_small_row_is_cut_evenly_over_the_devices_of_its_context(context_length, devices):
+    model = dataclasses.replace(config().model, context_length=context_length)
+    cfg = config(model=model, mesh=schema.MeshConfig(context=devices, rules="dp"))
+    mesh = make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        made = Bench(cfg, mesh, None, real_batch(2, context_length))
+        placed = put_batch(made.batch, cfg, mesh)
+    assert placed.tokens.shape[1] == made.length
+    assert devices <= made.length <= max(devices, min(64, context_length // 2))
+
+
 SLOW = {"long", "bare", "fsdp"}  # each compiles every probe anew
 
 
