@@ -1,5 +1,6 @@
 """Identities and bounds: kept by a real training step, and each broken in turn."""
 
+import itertools
 import math
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.watch.detect import Expected
-from jaxlm.watch.detect.exact import FROZEN_STEPS, adam_bound, exact, observe
+from jaxlm.watch.detect.exact import FROZEN_RATIO, FROZEN_STEPS, VISIBLE, adam_bound, exact, observe
 from tests.watch.detect.records import changed, healthy
 
 
@@ -51,7 +52,32 @@ def test_a_parameter_that_its_updates_do_not_move_is_frozen():
         record["param_norms"]["final_norm"] = still
         record["param_norm"] = math.sqrt(sum(float(np.sum(np.square(v))) for v in record["param_norms"].values()))
 
-    assert alarms(changed(rows, 11, freeze)) == [(10 + FROZEN_STEPS, "frozen_parameter", "norm of final_norm", None)]
+    frozen = [(10 + FROZEN_STEPS, "frozen_parameter", "norm of final_norm", None)]
+    assert alarms(changed(rows, 11, freeze), Expected(sizes={"final_norm": 32})) == frozen
+    assert alarms(changed(rows, 11, freeze), Expected(sizes={"final_norm": 10**9})) == []  # which could not show it
+    assert alarms(changed(rows, 11, freeze)) == []
+
+
+def walks(size, ratio, steps=60, layers=1000, seed=0):
+    """Records of norms near 1 in equilibrium: the part of an update along its parameter is 1 / sqrt(size) of it, correlated
+    from step to step as momentum makes it, and all else is at right angles and outweighed by decay."""
+    rng = np.random.default_rng(seed)
+    part, norm = rng.standard_normal(layers), np.float64(1.0) + rng.random(layers)
+    for step in range(1, steps + 1):
+        part = 0.9 * part + math.sqrt(1 - 0.9**2) * rng.standard_normal(layers)
+        norm = norm * (1.0 + ratio * part / math.sqrt(size))
+        found = {"param_norms": norm.astype(np.float32), "update_norms": ratio * norm}
+        yield {"step": step, "lr": 1e-4, "finite": True} | {k: {"blocks/wq": v.tolist()} for k, v in found.items()}
+
+
+def test_a_large_table_whose_norm_hardly_moves_is_not_frozen():
+    size, rows = 10**9, list(walks(10**9, 2e-4, layers=10))
+    still = [np.equal(a["param_norms"]["blocks/wq"], b["param_norms"]["blocks/wq"]) for a, b in itertools.pairwise(rows)]
+    assert np.lib.stride_tricks.sliding_window_view(still, FROZEN_STEPS, axis=0).all(axis=-1).any()
+    assert alarms(rows, Expected(sizes={"blocks/wq": size})) == []
+    for size in (10**3, 10**6, 10**8):
+        ratio = 1.01 * max(FROZEN_RATIO, VISIBLE * math.sqrt(size))
+        assert alarms(walks(size, ratio), Expected(sizes={"blocks/wq": size})) == []
 
 
 def test_the_residual_stream_keeps_to_its_triangle():
