@@ -1,4 +1,4 @@
-"""What a config says of a model that has learnt nothing: the bounds of its loss.
+"""What a config says of a model that has learnt nothing: the bounds of its loss, and how its weights are drawn.
 
 Derived from the config alone, by none of the code that makes the weights or the logits, so that both can be held to it.
 """
@@ -6,6 +6,7 @@ Derived from the config alone, by none of the code that makes the weights or the
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,39 @@ def first_loss_bounds(cfg: ModelConfig, *, repeated: float = 1.0) -> tuple[float
     uniform = math.log(cfg.vocab_size)
     spread, own = min(cfg.init_std**2 * cfg.d_model, MOST_SPREAD), own_logit(cfg)
     return uniform - own * repeated - SLACK, float(np.logaddexp(uniform + spread / 2, own)) + SLACK
+
+
+class Drawn(NamedTuple):
+    """Mean and standard deviation of a parameter's elements; std 0: all of them are the mean."""
+
+    mean: float
+    std: float
+
+
+def drawn(cfg: ModelConfig) -> dict[str, Drawn]:
+    """How every parameter of the config starts, by path.
+
+    Matrices start normal with standard deviation inputs**-0.5; those that write to the residual stream are smaller by
+    (2 L)**0.5 (Radford et al. 2019, section 2.3); the embedding and an untied head have `init_std`. Gains are 1, biases 0.
+    """
+    reads, writes = cfg.d_model**-0.5, (2 * cfg.n_layers) ** -0.5
+    found = {"embed": Drawn(0.0, cfg.init_std)}
+    found |= {f"blocks/{name}": Drawn(0.0, reads) for name in ("wq", "wk", "wv", "w_up")}
+    found["blocks/wo"] = Drawn(0.0, writes * (cfg.n_heads * cfg.head_width) ** -0.5)
+    found["blocks/w_down"] = Drawn(0.0, writes * cfg.ff_width**-0.5)
+    if cfg.ffn == "swiglu":
+        found["blocks/w_gate"] = Drawn(0.0, reads)
+    if cfg.attention_bias:
+        found |= {f"blocks/{part}_bias": Drawn(0.0, 0.0) for part in "qkvo"}
+    if cfg.qk_norm:
+        found |= {f"blocks/{part}_norm": Drawn(1.0, 0.0) for part in "qk"}
+    if cfg.norm != "none":
+        found |= {f"blocks/{part}_norm": Drawn(1.0, 0.0) for part in ("attn", "mlp")}
+    if cfg.norm == "pre":
+        found["final_norm"] = Drawn(1.0, 0.0)
+    if not cfg.tie_embeddings:
+        found["head"] = Drawn(0.0, cfg.init_std)
+    return found
 
 
 def own_logit(cfg: ModelConfig) -> float:

@@ -139,17 +139,18 @@ def run_probes(
 ) -> Iterator[Probe]:
     """Yield the result of every probe. Call under `jax.set_mesh(mesh)`.
 
-    batch: a real batch of the run (NumPy). fresh: the parameters are initial, so the loss must be near ln V.
+    batch: a real batch of the run (NumPy). fresh: the parameters are initial, so they are drawn as the config says, and the loss is near ln V.
     training: also probe gradients and updates; False for an evaluation.
     """
-    from jaxlm.train.probes_forward import FORWARD, initial_loss
+    from jaxlm.train.probes_forward import FORWARD
+    from jaxlm.train.probes_initial import INITIAL
     from jaxlm.train.probes_update import UPDATE
 
     bench = Bench(cfg, mesh, params, batch)
     for probe in FORWARD:
         yield probe(bench)
-    if fresh:
-        yield initial_loss(bench)
+    for probe in INITIAL if fresh else ():
+        yield probe(bench)
     if training:
         for probe in UPDATE:
             yield probe(bench)

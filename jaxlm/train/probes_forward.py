@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxlm.data import Batch
 from jaxlm.model.layers import rope_angles, rotate
-from jaxlm.model.untrained import first_loss_bounds
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.probes_reference import reference
 from jaxlm.train.state import policy
@@ -156,15 +155,6 @@ def evaluation_deterministic(bench: Bench) -> Probe:
     return Probe("evaluation_deterministic", not different.any(), expected, _count(different))
 
 
-def initial_loss(bench: Bench) -> Probe:
-    """An untrained model knows nothing: its loss is near ln V, within `jaxlm.model.untrained.first_loss_bounds`."""
-    cfg, batch = bench.cfg.model, bench.batch
-    loss = float(bench.forward(batch)[1].sum()) / int(batch.loss_mask.sum())
-    low, high = first_loss_bounds(cfg, repeated=float((batch.labels == batch.tokens)[batch.loss_mask].mean()))
-    expected = f"ln V = {math.log(cfg.vocab_size):.2f} ({low:.2f} to {high:.2f})"
-    return Probe("initial_loss", low <= loss <= high, expected, f"{loss:.2f}")
-
-
 FORWARD: tuple[Callable[[Bench], Probe], ...] = (
     ids_in_range,
     labels_shifted_by_one,
@@ -175,7 +165,7 @@ FORWARD: tuple[Callable[[Bench], Probe], ...] = (
     evaluation_deterministic,
     reference,
 )
-"""The probes that a trained model passes as well; `initial_loss` is for a fresh one."""
+"""The probes that a trained model passes as well."""
 
 
 def batch_is_pure(make: Callable[[int], Batch], step: int) -> Probe:

@@ -13,6 +13,7 @@ from jaxlm.contract import ContractError
 from jaxlm.data import Batch
 from jaxlm.parallel import make_mesh
 from jaxlm.train import probes_forward as forward
+from jaxlm.train import probes_initial as initial
 from jaxlm.train import probes_update as update
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe, require, run_probes
@@ -92,7 +93,7 @@ def test_every_probe_passes_on_the_code_as_it_is(name):
         batch = real_batch(cfg.train.batch_size, 64)
         results = list(run_probes(cfg, mesh, initial_state(cfg, mesh).params, batch, fresh=True))
     assert [p for p in results if not p.passed] == []
-    assert len(results) == len(forward.FORWARD) + len(update.UPDATE) + 1
+    assert len(results) == len(forward.FORWARD) + len(update.UPDATE) + len(initial.INITIAL)
 
 
 def scaled_qk(made, factor):
@@ -137,9 +138,9 @@ def prepared():
 def test_a_post_norm_model_that_predicts_its_own_token_is_no_fault(width):
     shape = {"n_layers": 1, "n_heads": 4, "d_ff": 64, "vocab_size": 4096, "context_length": 16}
     made = bench(config(model=schema.ModelConfig(d_model=width, norm="post", **shape)), real_batch(2, 16))
-    assert forward.initial_loss(made).passed
+    assert initial.initial_loss(made).passed
     made.params = dataclasses.replace(made.params, embed=made.params.embed * 60)
-    assert failed(forward.initial_loss(made))
+    assert failed(initial.initial_loss(made))
 
 
 def test_the_step_that_was_probed_is_the_step_that_trains():
@@ -299,7 +300,7 @@ def test_scoring_that_changes_from_call_to_call_is_seen(monkeypatch):
 def test_an_embedding_that_is_sixty_times_too_large_is_seen():
     made = bench()
     made.params = dataclasses.replace(made.params, embed=made.params.embed * 60)
-    assert failed(forward.initial_loss(made))
+    assert failed(initial.initial_loss(made))
 
 
 # ---- faults in the update ------------------------------------------------------------------------------------------
