@@ -139,8 +139,8 @@ def run_probes(
 ) -> Iterator[Probe]:
     """Yield the result of every probe. Call under `jax.set_mesh(mesh)`.
 
-    batch: a real batch of the run (NumPy). fresh: the parameters are initial, so they are drawn as the config says, and the loss is near ln V.
-    training: also probe gradients and updates; False for an evaluation.
+    batch: a real batch of the run (NumPy). fresh: the parameters are initial: drawn as the config says, with a loss near
+    ln V. training: also probe gradients and updates; False for an evaluation.
     """
     from jaxlm.train.probes_forward import FORWARD
     from jaxlm.train.probes_initial import INITIAL

@@ -18,6 +18,7 @@ from jaxlm.optim.reference import learning_rates
 from jaxlm.parallel import processes
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe
+from jaxlm.train.probes_dropout import dropout_rate
 from jaxlm.train.probes_rule import RULES, at_count
 from jaxlm.train.state import TrainState, policy, put_batch
 from jaxlm.watch import Telemetry, first_nonfinite
@@ -171,6 +172,7 @@ UPDATE: tuple[Callable[[Bench], Probe], ...] = (
     planted_nan,
     train_step,
     dropout_fresh,
+    dropout_rate,
     *RULES,
 )
 """The probes of training; an evaluation has no use for them."""

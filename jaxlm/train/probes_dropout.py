@@ -1,0 +1,80 @@
+"""The probe of dropout: how much is dropped, and by what the rest is scaled.
+
+Axes: B batch, T position, D model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config.schema import RunConfig
+from jaxlm.data import Batch
+from jaxlm.model import Mask, Params, hidden, init_params, param_specs
+from jaxlm.parallel import processes
+from jaxlm.parallel.rules import sharding
+from jaxlm.train.probes import Bench, Probe
+from jaxlm.train.state import policy, put_batch, rules
+
+LOUD = 100.0  # times its usual size: what a branch adds outweighs its input, which half precision would round it to
+DEVIATIONS = 6.0  # of a binomial share
+SCALED = 5e-3  # relative error of a scale: 1 - rate is rounded to the compute dtype
+
+
+def dropout_rate(bench: Bench) -> Probe:
+    """Of what attention and the feed-forward add, the config's share is dropped, and the rest is divided by the share kept.
+
+    Seen in one small layer without norms, which adds what one branch makes to its input: with a key, and without.
+    """
+    name, rate = "dropout_rate", bench.cfg.model.dropout
+    if not rate:
+        return Probe(name, True, "no dropout", "no dropout")
+    cfg = _small(bench.cfg)
+    batch = bench.random_batch()
+    batch = put_batch(batch._replace(tokens=batch.tokens % cfg.model.vocab_size), cfg, bench.mesh)
+    layout = jax.tree.map(lambda spec: sharding(bench.mesh, rules(cfg).weight(spec.dims)), param_specs(cfg.model))
+    params = jax.jit(lambda: init_params(cfg.model, jax.random.key(1)), out_shardings=layout)()
+    last = jax.jit(functools.partial(_last, cfg=cfg))  # its own, traced anew
+    expected = f"{1 - rate:.4g} kept, times {1 / (1 - rate):.4g}"
+    for writer, words in (("wo", "attention"), ("w_down", "the feed-forward")):
+        kept_BTD, scale = _seen(last, _of_one_branch(params, writer, cfg), batch)
+        share = float(kept_BTD.mean())
+        unlikely = abs(share - (1 - rate)) > DEVIATIONS * math.sqrt(rate * (1 - rate) / kept_BTD.size) + 1e-3
+        if unlikely or not abs(scale * (1 - rate) - 1) <= SCALED:
+            return Probe(name, False, f"of {words} {expected}", f"{share:.4g} kept, times {scale:.4g}")
+    return Probe(name, True, expected, "so of attention and the feed-forward")
+
+
+def _small(cfg: RunConfig) -> RunConfig:
+    """The config of one small layer that adds to its input, and norms nothing; dropout, precision and mesh are the run's."""
+    small, even = {"n_layers": 1, "norm": "none", "residual": True, "head_dim": 4}, math.lcm(64, cfg.mesh.size)
+    model = dataclasses.replace(cfg.model, d_model=even, d_ff=even, vocab_size=even, init_std=1.0, **small)
+    return dataclasses.replace(cfg, model=model)
+
+
+def _of_one_branch(params: Params, writer: str, cfg: RunConfig) -> Params:
+    """`params` in which the branch that ends in `writer` is loud, and the other adds nothing."""
+    blocks = params.blocks
+    loud = {name: getattr(blocks, name) * (LOUD if name == writer else 0.0) for name in ("wo", "w_down")}
+    return dataclasses.replace(params, blocks=dataclasses.replace(blocks, **loud))
+
+
+def _last(params: Params, batch: Batch, key: jax.Array | None, cfg: RunConfig) -> jax.Array:
+    """The last activations, [B, T, D]."""
+    mask = Mask.packed(batch.segments, batch.positions, window=cfg.model.window)
+    return hidden(params, batch.tokens, cfg.model, mask, dropout_key=key, policy=policy(cfg), rules=rules(cfg))[0]
+
+
+def _seen(last: Callable, params: Params, batch: Batch) -> tuple[np.ndarray, float]:
+    """Where the branch added something in spite of dropout, bool [B, T, D], and how much larger it is there than without."""
+    silent = dataclasses.replace(params, blocks=jax.tree.map(jnp.zeros_like, params.blocks))
+    outputs = last(params, batch, jax.random.key(0)), last(params, batch, None), last(silent, batch, None)
+    dropped, whole, alone = (processes.whole(x).astype(np.float64) for x in outputs)
+    kept, added = dropped != alone, whole - alone
+    return kept, float(((dropped - alone) * np.sign(added))[kept].sum() / max(np.abs(added[kept]).sum(), 1e-9))
