@@ -53,8 +53,10 @@ def dropout_rate(bench: Bench) -> Probe:
 
 def _small(cfg: RunConfig) -> RunConfig:
     """The config of one small layer that adds to its input, and norms nothing; dropout, precision and mesh are the run's."""
-    small, even = {"n_layers": 1, "norm": "none", "residual": True, "head_dim": 4}, math.lcm(64, cfg.mesh.size)
-    model = dataclasses.replace(cfg.model, d_model=even, d_ff=even, vocab_size=even, init_std=1.0, **small)
+    even = math.lcm(64, cfg.mesh.size)
+    model = dataclasses.replace(
+        cfg.model, d_model=even, d_ff=even, vocab_size=even, head_dim=4, n_layers=1, norm="none", residual=True, init_std=1.0
+    )
     return dataclasses.replace(cfg, model=model)
 
 

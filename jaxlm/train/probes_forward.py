@@ -15,7 +15,6 @@ from jaxlm.data import Batch
 from jaxlm.model.layers import rope_angles, rotate
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.probes_reference import reference
-from jaxlm.train.state import policy
 
 NOISE = 4  # times the difference at a shift of one position: what rounding may do at the longest
 
@@ -117,7 +116,7 @@ def rope_shift_invariance(bench: Bench) -> Probe:
     name, cfg = "rope_shift_invariance", bench.cfg.model
     if cfg.pos != "rope":
         return Probe(name, True, "no rotary positions", "no rotary positions")
-    length, dtype = bench.length, policy(bench.cfg).compute
+    length, dtype = bench.length, bench.cfg.train.precision
     q, k = (jnp.asarray(bench.rng.standard_normal((1, length, 1, cfg.head_width)), dtype) for _ in range(2))
 
     def scores(first: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import processes
 from jaxlm.parallel.rules import sharding
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.state import even_length, policy, put_batch, rules
+from jaxlm.train.state import even_length, put_batch, rules
 from jaxlm.train.step import batch_logits
 
 ROWS, READ = 22, 11  # rows of the small vocabulary, and how many of them are tokens of the batch; the others are only predicted
@@ -29,7 +29,6 @@ POSITIONS = 24  # of a row, in two documents
 CAP, WINDOW = 2.0, 5  # a cap of scores and a window that so few positions can show
 SIZES = {"wq": 1.2, "wk": 1.2, "wv": 1.0, "wo": 2.0, "w_gate": 1.5, "w_up": 1.5, "w_down": 1.5}  # times inputs**-0.5
 UNNORMED = 0.6  # of these, where activations are not normed and grow from layer to layer
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def reference(bench: Bench) -> Probe:
@@ -40,8 +39,8 @@ def reference(bench: Bench) -> Probe:
     small compilation. What a fault changes shall stand out, and rounding not, whatever the training made of the
     parameters: every matrix is scaled to a size at which scores, activations and both branches are of order one; gains and
     biases are random; tokens have a mean that is not 0, and some are so small that `norm_eps` is half of their mean square;
-    a cap of the scores and a window are as small as these scores and rows. The parameters are rounded to the compute
-    dtype for both sides.
+    a cap of the scores and a window are as small as these scores and rows. The parameters are rounded to the run's
+    precision for both sides.
     """
     cfg = _small(bench.cfg)
     held, specs = _cut(bench, cfg), named_leaves(param_specs(cfg.model))
@@ -56,7 +55,7 @@ def reference(bench: Bench) -> Probe:
     params = jax.tree.unflatten(jax.tree.structure(bench.params), placed.values())
     logits = jax.jit(lambda p, b: batch_logits(p, b, cfg)[0])(params, put_batch(batch, cfg, bench.mesh))
     found_BTV = processes.whole(logits)[:, :, :ROWS].astype(np.float64)
-    error, allowed = _error(found_BTV, exact_TV), TOLERANCE[policy(cfg).compute]
+    error, allowed = _error(found_BTV, exact_TV), bench.tolerance
     expected = f"the logits that the config specifies, computed in float64, to {allowed:g}"
     return Probe("reference", bool(error <= allowed), expected, f"off by {error:.2g}")
 
@@ -117,7 +116,7 @@ def _leaves(
 ) -> dict[str, np.ndarray]:
     """The small model's parameters by path, float32, in the order of the tree; those that are cast to the compute dtype are
     of values that it has."""
-    dtype, made = jnp.dtype(policy(cfg).compute), {}
+    dtype, made = jnp.dtype(cfg.train.precision), {}
     for name, leaf in held.items():
         spec = specs[name]
         made[name] = _visible(name.split("/")[-1], leaf, spec, cfg.model, rng).astype(np.float32)

@@ -21,7 +21,7 @@ from jaxlm.optim import schedule_of
 from jaxlm.optim.reference import learning_rates
 from jaxlm.parallel import processes
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.state import TrainState, policy
+from jaxlm.train.state import TrainState
 
 # Of the loss, in float32: by how much it is moved, and what rounding does to a mean over some hundred labels.
 MOVED, NOISE = 2e-3, 4e-6
@@ -47,7 +47,7 @@ def gradient_of_loss(bench: Bench) -> Probe:
     grads = named_leaves(bench.gradients(batch).grads)
     params = named_leaves(bench.params)
     norm = math.sqrt(sum(_dot(g, g) for g in grads.values()))
-    half = policy(bench.cfg).compute != "float32"
+    half = bench.cfg.train.precision != "float32"
     train = dataclasses.replace(bench.cfg.train, precision="float32")
     other = Bench(dataclasses.replace(bench.cfg, train=train), bench.mesh, bench.params, bench.full) if half else bench
     base = _loss(other, params)

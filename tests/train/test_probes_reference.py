@@ -13,10 +13,11 @@ import jaxlm.model.transformer as transformer
 from jaxlm.config import schema
 from jaxlm.contract import ContractError
 from jaxlm.data import Batch
+from jaxlm.model import POLICIES, Policy
 from jaxlm.model.head import output_head
 from jaxlm.parallel import make_mesh
-from jaxlm.train.probes import Bench, require
-from jaxlm.train.probes_reference import TOLERANCE, reference
+from jaxlm.train.probes import TOLERANCE, Bench, require
+from jaxlm.train.probes_reference import reference
 from jaxlm.train.state import initial_state
 
 SIZES = {"d_model": 32, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "context_length": 64, "vocab_size": 50}
@@ -96,6 +97,15 @@ def test_parameters_as_training_makes_them_pass(precision):
     alike = jnp.ones((128, 1)) * 1e-7  # and ids that were never seen
     for factors in ({"wq": 4.0, "wk": 4.0, "embed": 60.0}, {"wq": peaks, "wo": 0.0, "mlp_norm": 1e-3, "embed": alike}):
         assert found(changed(bench(precision), **factors)).passed, factors
+
+
+def test_a_precision_that_is_computed_in_another_is_seen(monkeypatch):
+    monkeypatch.setitem(POLICIES, "float32", Policy(compute="bfloat16"))
+    assert failed(bench())
+    monkeypatch.setitem(POLICIES, "float32", Policy(compute="float16"))
+    assert failed(bench())
+    monkeypatch.setitem(POLICIES, "float32", Policy(logits="bfloat16"))
+    assert failed(bench())
 
 
 # ---- near to the specification -----------------------------------------------------------------------------------
