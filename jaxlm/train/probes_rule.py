@@ -77,7 +77,7 @@ def gradient_of_loss(bench: Bench) -> Probe:
                 continue  # curvature or rounding does as much as what is looked for
             why = f"a loss that moves by {expected:.3g} along {words}, as the gradient says"
             return Probe(name, False, why, f"one that moves by {found:.3g}")
-        agreed += 1
+        agreed += max(abs(expected), abs(found)) > noise  # two numbers that rounding hides do not agree on anything
     said = f"{agreed} of {len(directions)} directions agree, the others give no verdict"
     return Probe(name, agreed > 0, "differences of the loss as the gradient says", said)
 

@@ -76,6 +76,16 @@ def test_a_gradient_that_is_not_that_of_the_loss_is_seen(name, bench, planted):
     assert not rule.gradient_of_loss(bench).passed
 
 
+@pytest.mark.parametrize(("noise", "some"), [(1e-3, True), (1.0, False)])
+def test_what_rounding_hides_is_no_agreement(bench, monkeypatch, noise, some):
+    monkeypatch.setattr(rule, "NOISE", noise)
+    found = rule.gradient_of_loss(bench)
+    agreed, of, directions = found.found.split()[:3]
+    assert of == "of"
+    assert (0 < int(agreed) < int(directions)) if some else int(agreed) == 0
+    assert found.passed is some
+
+
 UPDATES = {
     "ten times the rate": {"lr": 1e-1},
     "another epsilon": {"eps": 1e-2},
