@@ -21,7 +21,8 @@ class Expected(NamedTuple):
     betas: of Adam. first_loss: least and largest, nats per label, of the untrained model. uniform_loss: ln V. min_supervised:
     the least share.
     scaled: whether the loss is scaled (float16). balanced: whether a block adds attention and feed-forward to its input and
-    nothing else (pre-norm or none, with the residual and without dropout).
+    nothing else (pre-norm or none, with the residual and without dropout). tied: whether the embedding makes the logits too, so
+    that every row of it has a gradient.
     """
 
     lr: np.ndarray | None = None
@@ -33,6 +34,7 @@ class Expected(NamedTuple):
     min_supervised: float = 0.0
     scaled: bool | None = None
     balanced: bool = False
+    tied: bool = False
 
 
 def expected_of(cfg: RunConfig) -> Expected:
@@ -52,4 +54,5 @@ def expected_of(cfg: RunConfig) -> Expected:
         min_supervised=cfg.data.min_supervised,
         scaled=cfg.train.precision == "float16" and cfg.train.loss_scaling,
         balanced=model.residual and model.norm != "post" and model.dropout == 0,
+        tied=model.tie_embeddings,
     )

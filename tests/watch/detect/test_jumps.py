@@ -10,6 +10,7 @@ from jaxlm.watch.detect import Expected
 from jaxlm.watch.detect.jumps import BLOCK, LEAST, LEAST_BLOCKS, YOUNG, jumps, observe
 from jaxlm.watch.detect.robust import SIGMA
 from jaxlm.watch.detect.signals import SIGNALS, rows, vector
+from tests.watch.detect.records import changed, healthy
 
 
 def run(records):
@@ -107,3 +108,15 @@ def test_the_vector_and_its_rows():
     assert named["bytes per label", -1] == pytest.approx(math.log(3.0))
     assert all(len(column) == len(sample) for column in (table.layer, table.z[0], table.steps[1], table.drift))
     assert {jump.detector for signal in SIGNALS for jump in (signal.up, signal.down) if jump} >= {"attention_logits", "z_loss"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_an_embedding_that_is_the_head_too_are_not_judged(tied):
+    def lose(record, _):
+        record["embed_rows_still"] = 0.9
+
+    state, found = jumps(), []
+    for record in changed(healthy(200), 150, lose):
+        state, alarms = observe(state, record, Expected(tied=tied))
+        found += [alarm.detector for alarm in alarms]
+    assert set(found) == (set() if tied else {"embedding_rows"})
