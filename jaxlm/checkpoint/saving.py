@@ -6,12 +6,14 @@ import dataclasses
 import errno
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxlm.checkpoint.arrays import write_arrays
 from jaxlm.checkpoint.leaves import HostLeaf
+from jaxlm.checkpoint.norms import require_norms
 from jaxlm.checkpoint.verifying import KIND, STATE, read_leaves
 from jaxlm.contract import Manifest, record_files, sync_below
 
@@ -36,13 +38,14 @@ class SaveError(RuntimeError):
 
 @dataclass(frozen=True)
 class Save:
-    """What one save writes."""
+    """What one save writes. norms: that leaves have to have, as of `require_norms`."""
 
     step: int
     leaves: dict[str, HostLeaf]
     facts: dict[str, Any]
     parents: dict[str, str]
     provenance: dict[str, Any]
+    norms: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -63,9 +66,11 @@ class Save:
             records = {name: leaf.record() for name, leaf in self.leaves.items()}
             write_arrays(temporary / STATE, {name: leaf.data for name, leaf in self.leaves.items()})
             # Orbax may cast or drop without a word: what is committed has been read back.
-            for finding in read_leaves(temporary, records)[1]:
+            data, findings = read_leaves(temporary, records)
+            for finding in findings:
                 if not finding.kept:
                     raise finding.error()
+            require_norms(data, self.norms, artifact=temporary)
             sync_below(temporary)
             facts = self.facts | {"leaves": {name: dataclasses.asdict(record) for name, record in records.items()}}
             manifest = Manifest(KIND, facts, self.parents, record_files(temporary), self.provenance)

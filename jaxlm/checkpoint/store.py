@@ -135,11 +135,13 @@ class CheckpointStore:
         parents: Mapping[str, str],
         metric: float | None = None,
         provenance: Mapping[str, Any] | None = None,
+        norms: Mapping[str, Any] | None = None,
     ) -> None:
         """Save a pytree of arrays as the checkpoint of `step`. Its buffers may be donated as soon as this returns.
 
         facts: what the next layer relies on; `step`, `metric` and `leaves` are added. parents: kind -> fingerprint.
         metric: by which `keep_best` chooses, lower is better. provenance: recorded, outside the fingerprint.
+        norms: what leaves have to have on the disk, by name, before the save is committed (`require_norms`); recorded nowhere.
 
         Waits for a save under way. A step that is durable with equal leaves and parents is left as it is; if it differs,
         ContractError is raised; if it is damaged, it is replaced, with a warning. Raises ContractError for a state that is
@@ -156,7 +158,7 @@ class CheckpointStore:
             raise ValueError(f"expected facts other than {', '.join(RESERVED)}, found {', '.join(taken)}")
         canonical_json([facts, parents, provenance or {}])  # what cannot be written is refused here, not in the background
 
-        about = {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {})
+        about = {**facts, "step": step, "metric": metric}, dict(parents), dict(provenance or {}), dict(norms or {})
         job: Save | JointSave
         if processes.several():
             shared = shared_leaves(state)

@@ -15,8 +15,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxlm.checkpoint.arrays import complete_arrays, read_arrays, write_shards
 from jaxlm.checkpoint.leaves import LeafRecord, NonFinite, is_key, leaf_sha256, shape_dtype
+from jaxlm.checkpoint.norms import require_norms
 from jaxlm.checkpoint.saving import BLOCK
 from jaxlm.checkpoint.verifying import COPY, KIND, STATE, stored_dtype
 from jaxlm.contract import ContractError, Manifest, record_files, sync_below
@@ -65,13 +66,15 @@ def _nonfinite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 @dataclass(frozen=True)
 class JointSave:
-    """What one save of several processes writes. Every process makes one, at the same step."""
+    """What one save of several processes writes. Every process makes one, at the same step. norms: that leaves have to
+    have, as of `require_norms`."""
 
     step: int
     leaves: dict[str, SharedLeaf]
     facts: dict[str, Any]
     parents: dict[str, str]
     provenance: dict[str, Any]
+    norms: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -154,6 +157,8 @@ class JointSave:
                 found = _digest(array[tuple(slice(first, end) for first, end in region)])
                 if found != expected:
                     raise _unlike(temporary, f"{name} {region}", f"sha256 {expected}", f"sha256 {found}")
+            if name in self.norms:
+                require_norms({name: array}, {name: self.norms[name]}, artifact=temporary)
             records[name] = record
         sync_below(temporary)
         facts = self.facts | {"leaves": {name: dataclasses.asdict(record) for name, record in records.items()}}

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoint import environment
+from jaxlm.checkpoint import environment, require_restored
 from jaxlm.config.schema import EvalConfig, MeshConfig, RunConfig
 from jaxlm.contract import InputError, Manifest, canonical_json, fingerprint, new_artifact, record_files
 from jaxlm.data import Batch, TokenStream, check_batch, validation_batches
@@ -69,13 +69,11 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
     mesh, began = make_mesh(cfg.mesh), time.monotonic()
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.numpy.asarray, run.params)
-        first: Batch = next(validation_batches(stream, batch_size=2, context_length=cfg.model.context_length))
-        probes = [
-            require(probe, artifact=run.checkpoints.path(run.step))
-            for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)
-        ]
-        say(f"probes     {len(probes)} passed")
         where = run.checkpoints.path(run.step)
+        require_restored(params, run.checkpoint, artifact=f"the parameters to evaluate, of {where}", below="params")
+        first: Batch = next(validation_batches(stream, batch_size=2, context_length=cfg.model.context_length))
+        probes = [require(probe, artifact=where) for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)]
+        say(f"probes     {len(probes)} passed")
         tally = Tally(count, run.tokenizer.byte_lengths, artifact=where)
         coverage = Coverage(stream.starts[: count + 1], run.tokenizer.bos_id)
         scoring = dataclasses.replace(cfg, eval=EvalConfig())  # whose options are none of the compiled program's

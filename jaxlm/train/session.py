@@ -78,6 +78,7 @@ class Session:
             self._require_same_parts(self.manifest)
         self.relaid: dict[str, Any] | None = None
         self.saved: int | None = None  # the newest step that was given to the store, or restored from it
+        self.norms: dict[str, Any] = {}  # of the parameters, as the last step reported them; none before there was one
         self.history = History.of(record for record, _ in read_log(layout.events))
         if processes.primary():
             self._forget_undone()
@@ -103,7 +104,7 @@ class Session:
     def standing(self, allow_older: bool = False) -> tuple[TrainState, Mark]:
         """The state of the newest checkpoint, and the mark of the telemetry that goes with it; those of the beginning where
         there is none."""
-        self.saved = None
+        self.saved, self.norms = None, {}
         if not self.store.committed():
             self._require_not_behind(0)
             self.alarms.go_on(None)
@@ -251,6 +252,7 @@ class Session:
     def record(self, record: Mapping[str, Any]) -> None:
         """One line in the telemetry, and wherever else the config sends it."""
         self.telemetry.append(record)
+        self.norms = {f"params/{name}": np.asarray(norm, np.float64) for name, norm in record["param_norms"].items()}
         for sink in self.sinks:
             sink.write(record)
 
@@ -308,7 +310,8 @@ class Session:
         # With times in it: no part of the fingerprint.
         provenance = {"events": self.events.mark._asdict(), "detectors": self.alarms.saved()}
         self.saved = step
-        self.store.save(self.state, step, facts=facts, parents=self.parents, metric=metric, provenance=provenance)
+        about = {"facts": facts, "parents": self.parents, "metric": metric, "provenance": provenance}
+        self.store.save(self.state, step, **about, norms=self.norms)  # type: ignore[arg-type]
         self.event("save", step=step, seconds=time.monotonic() - began)
 
 

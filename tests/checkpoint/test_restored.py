@@ -36,3 +36,9 @@ def test_the_state_that_was_saved_is_kept(manifest):
 def test_another_state_is_refused_and_the_leaf_named(name, state, manifest):
     with pytest.raises(ContractError, match=rf"contract 'restored' is broken at run: .* found another in {name}"):
         require_restored(state, manifest, artifact="run")
+
+
+def test_a_part_is_compared_with_that_part(manifest):
+    require_restored({"w": STATE["params"]["w"]}, manifest, artifact="run", below="params")
+    with pytest.raises(ContractError, match="found another in params/w"):
+        require_restored({"w": STATE["params"]["w"][::-1]}, manifest, artifact="run", below="params")
