@@ -25,6 +25,7 @@ WINDOW_BYTES = 128  # of text in a window, at least; phrases of fewer are common
 KEPT = 1 << 17  # distinct windows of a split, at most; a share is known to a few per mille of it
 CHUNK = 1 << 16  # places hashed together
 ENOUGH = 1000  # windows; a share of fewer says little
+SAID = 0.01  # shares of at most this are not worth a line
 BASE = 0x9E3779B97F4A7C15  # of the polynomial, odd
 
 
@@ -76,6 +77,16 @@ def require_little_overlap(manifest: Manifest, cfg: DataConfig, *, artifact: Pat
                 found=f"{facts[share]:.1%} of {facts[windows]:,} windows",
                 remedy=f"{remedy}. If it is as it should be, allow it with {flag}.",
             )
+
+
+def words_of(manifest: Manifest) -> list[str]:
+    """A line for each share of the data's manifest that a person should know of, though the config allows it."""
+    facts = manifest.facts.get("overlap") or {}
+    said = (
+        ("val_windows", "val_in_train", "of the validation text stands in the training text too"),
+        ("train_windows", "train_repeated", "of the training text stands there twice"),
+    )
+    return [f"{facts[share]:.1%} {words}" for n, share, words in said if facts.get(n, 0) >= ENOUGH and facts[share] > SAID]
 
 
 class _Kept:

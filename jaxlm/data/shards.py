@@ -110,6 +110,7 @@ def build_shards(
             with naming(temporary / f"{split}.index.bin") as index:
                 index.write_bytes(np.asarray(writer.starts, "<i8").tobytes())
         read, splits = counts.facts(), {split: writer.facts() for split, writer in writers.items()}
+        _require_all(read, splits, artifact=directory)
         window = window_of(splits["train"]["tokens"], splits["train"]["bytes"])
         train, val = (_stream(temporary, split, splits[split], dtype) for split in SPLITS)
         facts = {
@@ -146,7 +147,19 @@ def open_shards(directory: str | os.PathLike[str]) -> ShardSet:
     if extra := sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {*manifest.files, MANIFEST}):
         raise ContractError(KIND, artifact=root / extra[0], expected="no such file", found="one", remedy="Remove it.")
     dtype, splits = np.dtype(manifest.facts["dtype"]), manifest.facts["splits"]
-    return ShardSet(root, manifest, *(_stream(root, split, splits[split], dtype) for split in SPLITS))
+    streams = [_stream(root, split, splits[split], dtype) for split in SPLITS]
+    _require_all(manifest.facts["curation"], splits, artifact=root / MANIFEST)
+    return ShardSet(root, manifest, *streams)
+
+
+def _require_all(read: Mapping[str, Any], splits: Mapping[str, Any], *, artifact: object) -> None:
+    """Raise ContractError where the splits do not hold every document that was read, and every byte of it."""
+    for name in ("documents", "bytes"):
+        written = {split: splits[split][name] for split in SPLITS}
+        if sum(written.values()) != read[name]:
+            found = " + ".join(f"{count} for {split}" for split, count in written.items())
+            expected = f"the {read[name]} {name} that were read, in one split or the other"
+            raise ContractError(KIND, artifact=artifact, expected=expected, found=found, remedy=_REMEDY)
 
 
 def _stream(root: Path, split: str, facts: Mapping[str, Any], dtype: np.dtype) -> TokenStream:

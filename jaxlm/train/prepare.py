@@ -15,7 +15,7 @@ from jaxlm.config.load import config_fingerprint, differing_fields, read_resolve
 from jaxlm.config.schema import ConfigError, RunConfig, numbers
 from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
 from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agreement, training_texts
-from jaxlm.data.overlap import require_little_overlap
+from jaxlm.data.overlap import require_little_overlap, words_of
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
 from jaxlm.train.declared import require_declared
@@ -147,6 +147,8 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
         say(f"data       written to {path} in {duration(time.monotonic() - began)}")
     check(tokenizer.manifest, path)
     require_little_overlap(data.manifest, cfg.data, artifact=path)
+    for line in words_of(data.manifest):
+        say(f"data       {line}")
     for found in require_agreement(data, tokenizer):
         if found.tokens < found.of or not found.documents:
             say(f"data       {found.words()}")

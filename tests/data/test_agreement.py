@@ -134,6 +134,26 @@ def test_a_text_that_was_changed_before_it_was_encoded_is_refused(tmp_path, text
         require_agreement(data, tokenizer)
 
 
+def test_an_encoder_that_agrees_with_itself_and_merges_nothing_is_refused(tmp_path, texts, tokenizer, monkeypatch):
+    def bytes_alone(self, text):
+        return np.array([self.bos_id, *self.vocabulary.ids[list(text.encode())], self.eos_id], np.int32)
+
+    monkeypatch.setattr(Tokenizer, "encode_document", bytes_alone)
+    data = build(tmp_path, texts, tokenizer)
+    with pytest.raises(ContractError, match=r"expected by Python's encoder in train document 0, from place \d+ on, the ids"):
+        require_agreement(data, tokenizer)
+
+
+def test_documents_that_are_all_long_are_encoded_by_python_too(tmp_path, texts, tokenizer, monkeypatch):
+    data = build(tmp_path, texts, tokenizer)
+    encoded = []
+    monkeypatch.setattr(module, "PLAIN", 1)
+    real = module.Portable.encode
+    monkeypatch.setattr(module.Portable, "encode", lambda self, text: encoded.append(text) or real(self, text))
+    assert [found.documents for found in require_agreement(data, tokenizer)] == [32, min(32, data.val.documents)]
+    assert len(set(encoded)) == 2  # the shortest of each split
+
+
 @pytest.mark.parametrize("offset", [-1, 1])
 def test_a_stream_that_is_read_with_an_offset_is_refused(data, tokenizer, monkeypatch, offset):
     real = TokenStream.slice

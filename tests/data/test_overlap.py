@@ -12,7 +12,7 @@ from jaxlm.contract import ContractError, Manifest
 from jaxlm.data import TokenStream, build_shards, open_shards
 from jaxlm.data import overlap as module
 from jaxlm.data.order import mix
-from jaxlm.data.overlap import overlap, require_little_overlap, window_hashes, window_of
+from jaxlm.data.overlap import overlap, require_little_overlap, window_hashes, window_of, words_of
 
 WINDOW = 32
 
@@ -146,3 +146,13 @@ def test_a_run_refuses_what_its_config_does_not_allow(finished):
     strict = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, max_repeated=0.0))
     with pytest.raises(ContractError, match="at most 0% of the training text there twice"):
         prepare(strict, run.layout, say=print)
+
+
+def test_a_share_that_is_allowed_is_said_from_one_in_a_hundred_on():
+    stated = {"window": 32, "val_in_train": 0.01, "train_repeated": 0.0, "val_windows": 5000, "train_windows": 9000}
+    assert words_of(Manifest("data", {"overlap": stated})) == words_of(Manifest("data", {})) == []
+    assert words_of(Manifest("data", {"overlap": {**stated, "val_in_train": 0.2, "val_windows": 999}})) == []
+    assert words_of(Manifest("data", {"overlap": {**stated, "val_in_train": 0.123, "train_repeated": 0.02}})) == [
+        "12.3% of the validation text stands in the training text too",
+        "2.0% of the training text stands there twice",
+    ]

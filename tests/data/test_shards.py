@@ -1,6 +1,7 @@
 """Token shards: what was read is what was written, every byte of it, or the file that differs is named."""
 
 import dataclasses
+import itertools
 import json
 import resource
 import shutil
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import ContractError, InputError, Manifest, check
-from jaxlm.data import build_shards, open_shards, split_of
+from jaxlm.data import build_shards, open_shards, shards, split_of
+from jaxlm.run import audit
 from jaxlm.tokenizer import Tokenizer
 
 
@@ -267,3 +269,33 @@ def test_a_directory_in_use_is_never_written_over(built, tmp_path, texts, tokeni
     with pytest.raises(InputError, match="expected a new or empty directory"):
         build_shards(source(tmp_path, texts), tokenizer, built)
     assert {p.name: p.read_bytes() for p in built.iterdir()} == before
+
+
+# ---- all of the text -------------------------------------------------------------------------------------------------
+
+
+def test_documents_that_are_lost_between_reading_and_writing_are_refused(tmp_path, texts, tokenizer, monkeypatch):
+    real = shards.read_documents
+    monkeypatch.setattr(shards, "read_documents", lambda *a: itertools.islice(real(*a), 0, None, 2))
+    with pytest.raises(ContractError, match=rf"expected the {len(texts)} documents that were read, .* for train \+ .* for val"):
+        build_shards(source(tmp_path, texts), tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["documents", "bytes"])
+def test_counts_of_another_text_are_refused_when_it_is_opened(copy, name):
+    manifest = Manifest.load(copy, "data")
+    curation = {**manifest.facts["curation"], name: manifest.facts["curation"][name] + 1}
+    dataclasses.replace(manifest, facts={**manifest.facts, "curation": curation}).save(copy)
+    with pytest.raises(ContractError, match=rf"expected the \d+ {name} that were read"):
+        open_shards(copy)
+    assert [f.expected for f in audit(copy) if not f.kept] == [
+        f"the {curation[name]} {name} that were read, in one split or the other"
+    ]
+
+
+def test_text_that_ends_early_and_documents_that_are_empty_are_counted_as_they_are_written(tmp_path, texts, tokenizer):
+    cfg = dataclasses.replace(source(tmp_path, ["", *texts, ""]), max_bytes=sum(len(text.encode()) for text in texts) // 2)
+    facts = build_shards(cfg, tokenizer, tmp_path / "out").manifest.facts
+    assert facts["curation"]["truncated"]
+    assert facts["curation"]["documents"] == sum(split["documents"] for split in facts["splits"].values())
