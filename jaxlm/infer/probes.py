@@ -1,8 +1,9 @@
-"""Static probes of inference: before the first text, on the very functions that make it.
+"""Static probes of inference: before the first text, on the functions that it is made of.
 
 A cache whose positions are off by one, a stop string that is shown, half a character: such text looks like that of a worse
 model. Each probe compares with what is simple: the forward pass that trains, NumPy, the text decoded at once. All of them
-write nothing.
+write nothing. They call `prefill`, `extend`, `decode` and `draw`, in float32; the loop of the engine around them, which joins
+chunks and gives each row its key, and the run's own precision are for the tests.
 
 Axes: B batch, T position, V vocabulary.
 """
@@ -91,7 +92,8 @@ def prompt(engine: Engine) -> Probe:
 
 def greedy(engine: Engine) -> Probe:
     """Temperature 0 and top_k 1 take the likeliest, the first of equals; the filters leave what they leave in NumPy, and
-    what is drawn is among that. Costs one compilation of a sort, whatever the model."""
+    what is drawn is among that; one key draws otherwise at another position, and another key at the same. Costs one
+    compilation of a sort, whatever the model."""
     rows, vocab, padded = SAMPLED
     cfg = dataclasses.replace(engine.cfg, vocab_size=vocab, vocab_multiple=padded)
     logits_BV = np.random.default_rng(0).normal(0.0, 2.0, (rows, padded)).astype(np.float32)
@@ -101,17 +103,25 @@ def greedy(engine: Engine) -> Probe:
     keys_B, position_B = jax.random.split(jax.random.key(0), rows), jnp.arange(rows, dtype=jnp.int32)
 
     @jax.jit
-    def made(logits_BV: jax.Array, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
+    def made(logits_BV: jax.Array, keys_B: jax.Array, position_B: jax.Array, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
         return draw(logits_BV, keys_B, position_B, knobs, cfg)[0], filtered(logits_BV[:, :vocab], knobs)
 
     def sampled(**knobs: float) -> tuple[np.ndarray, np.ndarray]:
-        drawn_B, kept_BV = made(jnp.asarray(logits_BV), Sampling(**{"temperature": 1.0, **knobs}).knobs())  # type: ignore[arg-type]
+        numbers = Sampling(**{"temperature": 1.0, **knobs}).knobs()  # type: ignore[arg-type]
+        drawn_B, kept_BV = made(jnp.asarray(logits_BV), keys_B, position_B, numbers)
         return np.asarray(drawn_B), np.asarray(kept_BV, np.float64)
+
+    def varies(keys_B: jax.Array, position_B: jax.Array) -> bool:
+        """Whether equal logits give more than one id: by chance they do not once in 20^31."""
+        drawn_B, _ = made(jnp.zeros((rows, padded), jnp.float32), keys_B, position_B, Sampling(temperature=1.0).knobs())
+        return len(np.unique(drawn_B)) > 1
 
     first_B = sampled(top_k=1)[0]
     found = {
         "temperature 0": bool((sampled(temperature=0.0)[0] == likeliest_B).all()),
         "top_k 1": bool((first_B == likeliest_B)[1:].all()) and first_B[0] in (3, 7),
+        "a draw of its own at each position": varies(keys_B[jnp.zeros(rows, jnp.int32)], position_B),
+        "a draw of its own for each key": varies(keys_B, jnp.zeros_like(position_B)),
         "draws": bool((sampled(temperature=2.0)[0] != likeliest_B).any()),
     }
     for knobs in (

@@ -257,3 +257,20 @@ def test_the_engine_of_a_run_is_probed_unless_it_shall_not_be(finished, monkeypa
     with pytest.raises(ContractError, match=r"'probe prompt' is broken at .*00000012: expected the ids of a document"):
         Engine.of(Run.load(finished))
     assert np.isfinite(Engine.of(Run.load(finished), probes=False).params.embed).all()
+
+
+# ---- what a draw depends on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "positions", "word"),
+    [
+        (lambda keys: keys, lambda at: at * 0, "a draw of its own at each position"),
+        (lambda keys: keys[jnp.zeros(len(keys), jnp.int32)], lambda at: at, "a draw of its own for each key"),
+    ],
+    ids=["one draw a row", "one key for all rows"],
+)
+def test_draws_that_do_not_depend_on_position_or_key_are_found(engine, monkeypatch, keys, positions, word):
+    real = cache.draw
+    monkeypatch.setattr(probes, "draw", lambda logits, keys_B, at_B, *rest: real(logits, keys(keys_B), positions(at_B), *rest))
+    assert failed(probes.greedy(engine), word)
