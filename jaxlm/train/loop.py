@@ -22,7 +22,7 @@ from jaxlm.train.rows import BatchFacts, require_computed
 from jaxlm.train.samples import sample
 from jaxlm.train.session import Session
 from jaxlm.train.take_back import copied, take_back
-from jaxlm.train.validate import Validation, validate
+from jaxlm.train.validate import Validation, require_validation, validate
 from jaxlm.watch import Progress, Telemetry, duration, number, record_of
 from jaxlm.watch.detect import Alarm
 
@@ -158,7 +158,7 @@ def _step(session: Session, step: int, made: Batch, progress: Progress, *, waite
 
 def _record(telemetry: Telemetry, facts: BatchFacts, cfg: RunConfig) -> dict[str, Any]:
     record = record_of(telemetry, labels_bytes=facts.bytes, positions=cfg.tokens_per_step)
-    return record | {"batch_crc": facts.crc, "repeated_rows": facts.repeated}
+    return record | {"batch_crc": facts.crc, "repeated_rows": facts.repeated, "epoch": facts.epoch}
 
 
 def _skipped(session: Session, record: Mapping[str, Any]) -> None:
@@ -183,6 +183,7 @@ def _validate(session: Session, step: int, progress: Progress) -> Validation:
     session.watchdog.at("the validation of step", step)
     with session.guard.phase("validation", step):
         validation = validate(session.state.params, session.parts, session.mesh)
+    require_validation(validation, session.parts, artifact=f"{session.layout.path}, validation of step {step}")
     session.event("validation", step=step, seconds=time.monotonic() - began, **validation._asdict())
     progress.note(f"step {step}: validation loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte")
     sample(session, step, note=progress.note)

@@ -18,7 +18,7 @@ from jaxlm.train.state import rules
 class BatchFacts(NamedTuple):
     """Of a whole batch. crc: `batch_crc`. bytes: of text that the supervised labels stand for. labels: that are supervised,
     supervised: their share. repeated: share of rows that repeat another one of the same epoch. content: sum of `row_sums`,
-    mod 2^32."""
+    mod 2^32. epoch: of its first row."""
 
     crc: int
     bytes: int
@@ -26,6 +26,7 @@ class BatchFacts(NamedTuple):
     supervised: float
     repeated: float
     content: int
+    epoch: int
 
 
 def batch_facts(
@@ -59,6 +60,7 @@ def batch_facts(
         supervised=labels / (len(facts) * made.tokens.shape[1]),
         repeated=repeated,
         content=int(facts[:, 3].sum(dtype=np.uint32)),
+        epoch=int(np.min(epochs)),
     )
 
 

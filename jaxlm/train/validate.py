@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.config.schema import RunConfig
+from jaxlm.contract import ContractError
 from jaxlm.data import validation_batches
 from jaxlm.model import Params
 from jaxlm.parallel import processes
@@ -47,3 +48,23 @@ def validate(params: Params, parts: Parts, mesh: Mesh) -> Validation:
         labels += int(batch.loss_mask.sum())
         size += label_bytes(batch.labels, batch.loss_mask, parts.tokenizer.byte_lengths)
     return Validation(nll / labels, nll / (math.log(2) * size), labels)
+
+
+def require_validation(found: Validation, parts: Parts, *, artifact: object) -> None:
+    """Raise ContractError where a validation was not over the labels and bytes that its rows of the split have, counted here in
+    the index of the shards and in their ids, without a batch."""
+    cfg, stream = parts.cfg, parts.data.val
+    rows = cfg.train.batch_size // cfg.train.grad_accum
+    positions = cfg.eval.batches * rows * cfg.model.context_length or len(stream)
+    end = min(positions, len(stream) - 1)  # the first `end` tokens are inputs, those after them labels
+    labels = end - int(np.searchsorted(stream.starts[1:-1], end, "right"))  # but for the BOS of the documents that begin there
+    size = int(parts.tokenizer.byte_lengths[stream.slice(1, end + 1)].sum())
+    counted = math.log(2) * found.bits_per_byte * size, found.loss * labels
+    if found.labels != labels or (np.isfinite(counted).all() and not math.isclose(*counted, rel_tol=1e-9)):
+        raise ContractError(
+            "evaluation",
+            artifact=artifact,
+            expected=f"a validation over {labels} labels that stand for {size} bytes",
+            found=f"{found.labels} labels, loss {found.loss:.9g}, bits per byte {found.bits_per_byte:.9g}",
+            remedy="The validation counts something else than the rows of its split. Go on from the last checkpoint.",
+        )

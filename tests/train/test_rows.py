@@ -71,7 +71,7 @@ def test_facts_and_batches_from_rows_are_those_of_the_whole_batch(mesh):
 
 
 def facts(labels):
-    return BatchFacts(crc=1, bytes=2, labels=labels, supervised=1.0, repeated=0.0, content=7)
+    return BatchFacts(crc=1, bytes=2, labels=labels, supervised=1.0, repeated=0.0, content=7, epoch=0)
 
 
 def test_a_step_of_another_batch_or_of_a_part_of_it_is_refused():

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.contract import ContractError
 from jaxlm.data import validation_batches
 from jaxlm.parallel import make_mesh
 from jaxlm.run import Run
 from jaxlm.train.prepare import Parts
 from jaxlm.train.step import score_step
-from jaxlm.train.validate import label_bytes, validate
+from jaxlm.train.validate import label_bytes, require_validation, validate
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,16 @@ def test_the_loss_is_the_mean_over_all_labels_of_the_split_for_every_batch_size(
 def test_labels_count_with_the_bytes_that_they_stand_for_and_special_tokens_with_none():
     labels, mask = np.array([[0, 1, 2], [2, 2, 1]]), np.array([[True, True, False], [True, False, True]])
     assert label_bytes(labels, mask, np.array([5, 0, 3])) == 5 + 0 + 3 + 0
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 10_000])
+def test_a_validation_is_over_the_labels_and_bytes_of_its_rows(parts, batches):
+    params, made = parts
+    cut = dataclasses.replace(made, cfg=dataclasses.replace(made.cfg, eval=dataclasses.replace(made.cfg.eval, batches=batches)))
+    found = validation(params, cut, 4)
+    require_validation(found, cut, artifact="run")
+    others = (found._replace(labels=found.labels + 1), found._replace(loss=found.loss * 1.001))
+    for other in (*others, found._replace(bits_per_byte=found.bits_per_byte / 1.01)):
+        with pytest.raises(ContractError, match=rf"expected a validation over {found.labels} labels"):
+            require_validation(other, cut, artifact="run")
+    require_validation(found._replace(loss=math.nan, bits_per_byte=math.nan), cut, artifact="run")

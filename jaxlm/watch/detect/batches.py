@@ -13,6 +13,7 @@ from jaxlm.watch.detect.expected import Expected
 
 REMEMBERED = 16384  # batches
 NEAR = 1024  # of them, one that comes again alarms by itself; of older ones two in a row do, by the same distance
+EPOCH = 0x9E3779B9  # odd, so that every epoch, mod 2^32, makes another number of a CRC
 SHARE, STEPS = 1 / 16, 4  # of the rows of a batch that repeat others in it, and steps in a row with so many
 RUNS = 256  # steps of a test for alike neighbours
 EVERY = 16  # steps between two tests
@@ -22,9 +23,9 @@ RUNS_Z = 6.0
 
 
 class Batches(NamedTuple):
-    """crcs: uint32 [REMEMBERED], oldest first; known: how many. lag: by how many steps the last batch was a repetition, 0 for
-    none. rows: steps in a row with repeated rows. texts: float64 [RUNS], bytes per label, NaN where there is none. seen:
-    steps."""
+    """crcs: uint32 [REMEMBERED], of batches and the epochs they are of, oldest first; known: how many. lag: by how many steps
+    the last batch was a repetition, 0 for none. rows: steps in a row with repeated rows. texts: float64 [RUNS], bytes per
+    label, NaN where there is none. seen: steps."""
 
     crcs: np.ndarray
     texts: np.ndarray
@@ -85,7 +86,8 @@ def agreement(past: np.ndarray) -> float:
 def _repeated(state: Batches, record: Mapping[str, Any]) -> tuple[Batches, list[Alarm]]:
     if record.get("batch_crc") is None:
         return state._replace(lag=0), []
-    crc = np.uint32(int(record["batch_crc"]) & 0xFFFFFFFF)
+    # In another epoch a batch may come again: one row of a thousand does. Records from before there were epochs have one.
+    crc = np.uint32((int(record["batch_crc"]) ^ int(record.get("epoch") or 0) * EPOCH) & 0xFFFFFFFF)
     known = state.crcs[REMEMBERED - state.known :]
     places = np.flatnonzero(known == crc)
     lag = len(known) - int(places[-1]) if places.size else 0
@@ -93,4 +95,6 @@ def _repeated(state: Batches, record: Mapping[str, Any]) -> tuple[Batches, list[
     if not lag or (lag > NEAR and lag != state.lag):
         return moved, []
     found = f"that of {lag} steps before"
-    return moved, [alarm("repeated_batch", record, "batch", expected="a batch that is new", found=found, value=lag)]
+    return moved, [
+        alarm("repeated_batch", record, "batch", expected="a batch that is new in its epoch", found=found, value=lag)
+    ]

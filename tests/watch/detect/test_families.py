@@ -36,6 +36,27 @@ def test_a_batch_that_comes_again_is_found_at_once_or_by_two_in_a_row_when_it_is
     assert run(batches.batches, batches.observe, crcs([*range(10), 0, 3])) == []
 
 
+def epochs(rows, batch_size, count, *, seed=0, told=True):
+    """The records of some epochs of a split of `rows` rows, in random orders."""
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(rows) for _ in range(count)])
+    steps = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size).tolist()
+    records = [{"step": step, "batch_crc": hash(tuple(batch)) & 0xFFFFFFFF} for step, batch in enumerate(steps, 1)]
+    return [r | ({"epoch": step * batch_size // rows} if told else {}) for step, r in enumerate(records)]
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 1), (7, 1), (64, 1), (900, 1), (5, 2), (64, 2), (6, 4), (4, 4)])
+def test_a_batch_that_comes_again_in_another_epoch_is_none(rows, batch_size):
+    assert run(batches.batches, batches.observe, epochs(rows, batch_size, 4)) == []
+
+
+def test_a_batch_that_comes_again_in_its_epoch_is_found_also_in_the_second():
+    records = epochs(64, 1, 2)
+    assert run(batches.batches, batches.observe, epochs(64, 1, 2, told=False))  # as records had no epoch
+    records[100]["batch_crc"] = records[90]["batch_crc"]
+    assert run(batches.batches, batches.observe, records)[0] == (101, "repeated_batch")
+
+
 def test_only_so_many_batches_are_remembered(monkeypatch):
     monkeypatch.setattr(batches, "REMEMBERED", 4)
     assert run(batches.batches, batches.observe, crcs([1, 2, 3, 4, 5, 1])) == []
