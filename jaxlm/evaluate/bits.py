@@ -70,10 +70,10 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
     with jax.set_mesh(mesh):
         params = jax.tree.map(jax.numpy.asarray, run.params)
         where = run.checkpoints.path(run.step)
-        require_restored(params, run.checkpoint, artifact=f"the parameters to evaluate, of {where}", below="params")
         first: Batch = next(validation_batches(stream, batch_size=2, context_length=cfg.model.context_length))
         probes = [require(probe, artifact=where) for probe in run_probes(cfg, mesh, params, first, fresh=False, training=False)]
         say(f"probes     {len(probes)} passed")
+        require_restored(params, run.checkpoint, artifact=f"the parameters to evaluate, of {where}", below="params")
         tally = Tally(count, run.tokenizer.byte_lengths, artifact=where)
         coverage = Coverage(stream.starts[: count + 1], run.tokenizer.bos_id)
         scoring = dataclasses.replace(cfg, eval=EvalConfig())  # whose options are none of the compiled program's

@@ -9,6 +9,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from jaxlm.checkpoint import require_restored
 from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import ContractError, InputError
 from jaxlm.infer.cache import decode_steps, pad_left, prefill_step
@@ -99,15 +100,18 @@ class Engine:
     def of(cls, run: Run, *, probes: bool = True) -> Engine:
         """The engine of a run's checkpoint, in the precision it was trained in.
 
-        probes: run the static probes of inference first, in some seconds; ContractError where one fails.
+        probes: run the static probes of inference first, in some seconds. Raises ContractError where one fails, or where the
+        parameters are not bit by bit those of the checkpoint, which takes about a second for each gigabyte.
         """
         engine = cls(run.params, run.config.model, run.tokenizer, precision=run.config.train.precision)
+        where = run.checkpoints.path(run.step)
+        require_restored(engine.params, run.checkpoint, artifact=f"the parameters to infer with, of {where}", below="params")
         if probes:
             from jaxlm.infer.probes import run_probes
             from jaxlm.train.probes import require
 
             for probe in run_probes(engine):
-                require(probe, artifact=run.checkpoints.path(run.step))
+                require(probe, artifact=where)
         return engine
 
     def prompt_ids(self, prompt: str) -> list[int]:

@@ -7,6 +7,7 @@ import math
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from jaxlm.config.schema import DataConfig
 from jaxlm.contract import ContractError, InputError, Manifest, check
 from jaxlm.data import Batch, build_shards, read_documents, split_of
 from jaxlm.evaluate import bits, evaluate, gzip_bits
+from jaxlm.infer import Engine
 from jaxlm.run import Run
 from jaxlm.train.probes_forward import FORWARD
 from jaxlm.train.step import score_step
@@ -281,3 +283,23 @@ def test_a_model_that_sees_the_future_is_refused_before_anything_is_written(unwr
     with pytest.raises(ContractError, match="contract 'probe causality' is broken at"):
         evaluate(opened(unwritten), say=said.append)
     assert said == []
+
+
+def rounded(params):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(leaf.dtype), params)
+
+
+def swapped(params):
+    blocks = jax.tree.map(lambda leaf: leaf[::-1], params.blocks)
+    return dataclasses.replace(params, blocks=blocks)
+
+
+@pytest.mark.parametrize("change", [rounded, swapped])
+def test_parameters_that_are_not_those_of_the_checkpoint_are_neither_scored_nor_inferred_with(finished, change):
+    run = Run.load(finished)
+    run.__dict__["params"] = change(run.params)
+    with pytest.raises(ContractError, match=r"'restored' is broken at the parameters to evaluate, of .*params/"):
+        evaluate(run)
+    with pytest.raises(ContractError, match=r"'restored' is broken at the parameters to infer with, of .*params/"):
+        Engine.of(run)
+    assert Engine.of(Run.load(finished), probes=False).cfg == run.config.model
