@@ -12,8 +12,8 @@ import numpy as np
 from jaxlm.checkpoint import require_restored
 from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import ContractError, InputError
-from jaxlm.infer.cache import decode_steps, pad_left, prefill_step
-from jaxlm.infer.sampling import Sampling
+from jaxlm.infer.cache import Cursor, decode_steps, pad_left, prefill_step
+from jaxlm.infer.sampling import Knobs, Sampling
 from jaxlm.model import POLICIES, Params
 from jaxlm.run import Run
 from jaxlm.tokenizer import StreamDecoder, Tokenizer
@@ -166,10 +166,10 @@ class Engine:
         tokens, lengths = pad_left(ids, length)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), np.arange(len(prompts), dtype=np.uint32))
         knobs = sampling.knobs()
-        cursor = prefill_step(self.params, tokens, lengths, keys, knobs, self.cfg, capacity=context, policy=self.policy)
+        cursor = self._begin(tokens, lengths, keys, knobs)
         drawn = 0
         while drawn < max_new_tokens and not all(row.done for row in rows):
-            chunk, cursor = decode_steps(self.params, cursor, knobs, self.cfg, steps=CHUNK, policy=self.policy)
+            chunk, cursor = self._chunk(cursor, knobs)
             self._require_finite(cursor.finite)
             pieces = [""] * len(rows)
             for column in np.asarray(chunk).T[: max_new_tokens - drawn]:
@@ -179,6 +179,14 @@ class Engine:
             if drawn >= max_new_tokens:
                 pieces = [piece + row.end() for piece, row in zip(pieces, rows, strict=True)]
             yield rows, pieces
+
+    def _begin(self, tokens_BT: np.ndarray, lengths_B: np.ndarray, keys_B: jax.Array, knobs: Knobs) -> Cursor:
+        context = self.cfg.context_length
+        return prefill_step(self.params, tokens_BT, lengths_B, keys_B, knobs, self.cfg, capacity=context, policy=self.policy)
+
+    def _chunk(self, cursor: Cursor, knobs: Knobs) -> tuple[jax.Array, Cursor]:
+        """The next `CHUNK` tokens of each row, [B, CHUNK]."""
+        return decode_steps(self.params, cursor, knobs, self.cfg, steps=CHUNK, policy=self.policy)
 
     def _require_finite(self, finite: jax.Array) -> None:
         if not bool(finite):

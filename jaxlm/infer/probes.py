@@ -2,8 +2,8 @@
 
 A cache whose positions are off by one, a stop string that is shown, half a character: such text looks like that of a worse
 model. Each probe compares with what is simple: the forward pass that trains, NumPy, the text decoded at once. All of them
-write nothing. They call `prefill`, `extend`, `decode` and `draw`, in float32; the loop of the engine around them, which joins
-chunks and gives each row its key, and the run's own precision are for the tests.
+write nothing. They call `prefill`, `extend`, `decode` and `draw`, in float32, not in the run's own precision, and the loop of
+the engine around them with ids that are given.
 
 Axes: B batch, T position, V vocabulary.
 """
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.infer.cache import Cache, decode, draw, extend, pad_left, prefill
-from jaxlm.infer.engine import Engine, FinishReason, _Row
+from jaxlm.infer.cache import Cache, Cursor, decode, draw, extend, pad_left, prefill
+from jaxlm.infer.engine import CHUNK, Engine, FinishReason, _Row
 from jaxlm.infer.sampling import Knobs, Sampling, filtered
 from jaxlm.model import POLICIES, Params, forward
 from jaxlm.tokenizer import StreamDecoder, Tokenizer
@@ -177,6 +177,38 @@ def streaming(engine: Engine) -> Probe:
     return _all_of("streaming", "the text of all ids at once, in whole characters", found)
 
 
+class _Given(Engine):
+    """An engine whose rows get ids that are given, not drawn. keys: of the rows, as the loop of the engine made them."""
+
+    keys: np.ndarray
+    given: Iterator[np.ndarray]
+
+    def _begin(self, tokens_BT: np.ndarray, lengths_B: np.ndarray, keys_B: jax.Array, knobs: Knobs) -> Cursor:
+        self.keys = np.asarray(jax.random.key_data(keys_B))
+        none = jnp.zeros((0,), jnp.int32)
+        return Cursor(none, keys_B, Cache(none, none, none), jnp.bool_(True))
+
+    def _chunk(self, cursor: Cursor, knobs: Knobs) -> tuple[jax.Array, Cursor]:
+        return jnp.asarray(next(self.given)), cursor
+
+
+def chunks(engine: Engine) -> Probe:
+    """Each row has a key of its own, and gets every id that is drawn for it, once and in order, over the borders of chunks and
+    up to the limit. On the host."""
+    few = dataclasses.replace(engine.cfg, context_length=4 * CHUNK)
+    there = _Given(engine.params, few, engine.tokenizer)
+    letters = _single_bytes(engine.tokenizer, bytes(range(32, 127)))
+    drawn_BT = np.array([letters[: 3 * CHUNK], letters[-3 * CHUNK :]], np.int32)
+    there.given, count = iter(np.split(drawn_BT, 3, axis=1)), 2 * CHUNK + 3
+    made = there.generate(["", ""], max_new_tokens=count)
+    found = {
+        "every id once, in order": [row.token_ids for row in made] == drawn_BT[:, :count].tolist(),
+        "their text": [row.text for row in made] == [engine.tokenizer.decode(ids) for ids in drawn_BT[:, :count].tolist()],
+        "a key for each row": len(np.unique(there.keys, axis=0)) == 2,
+    }
+    return _all_of("chunks", "every id that was drawn, with a key of its own for each row", found)
+
+
 def stop(engine: Engine) -> Probe:
     """A stop string that spans tokens ends the text before it and is never shown; so does EOS; its begin alone is text."""
     tokenizer = engine.tokenizer
@@ -209,7 +241,7 @@ def _all_of(name: str, expected: str, found: dict[str, bool]) -> Probe:
     return Probe(name, not missing, expected, f"not: {missing}" if missing else "all of it")
 
 
-PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, greedy, cache)
+PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, chunks, greedy, cache)
 
 
 def run_probes(engine: Engine) -> Iterator[Probe]:

@@ -1,6 +1,7 @@
 """The probes of inference pass on the code as it is, and each fails on the faults that it is there for."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def other(engine, **fields):
 def test_every_probe_passes_on_the_code_as_it_is(engine):
     results = list(probes.run_probes(engine))
     assert [probe for probe in results if not probe.passed] == []
-    assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "greedy", "cache"]
+    assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "chunks", "greedy", "cache"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_large_scores_as_training_makes_them_pass(engine):
 def test_tokenizers_of_any_ids_pass(ids, engine):
     tokenizer = Tokenizer.from_merges([(b"\xc3", b"\xa9"), (b"\xf0", b"\x9f")], {"<a>": 400, "<b>": 401}, "o200k", ids=ids)
     there = Engine(engine.params, dataclasses.replace(engine.cfg, vocab_size=tokenizer.vocab_size), tokenizer)
-    assert all(probe(there).passed for probe in (probes.prompt, probes.streaming, probes.stop))
+    assert all(probe(there).passed for probe in (probes.prompt, probes.streaming, probes.stop, probes.chunks))
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------------
@@ -274,3 +275,28 @@ def test_draws_that_do_not_depend_on_position_or_key_are_found(engine, monkeypat
     real = cache.draw
     monkeypatch.setattr(probes, "draw", lambda logits, keys_B, at_B, *rest: real(logits, keys(keys_B), positions(at_B), *rest))
     assert failed(probes.greedy(engine), word)
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_tokens_lost_or_doubled_between_chunks_are_found(engine, monkeypatch, offset):
+    monkeypatch.setattr(
+        probes._Given, "_chunk", lambda self, cursor, knobs: (np.roll(next(self.given), offset, axis=1), cursor)
+    )
+    assert failed(probes.chunks(engine), "every id once, in order")
+
+
+def test_one_key_for_all_rows_is_found(engine, monkeypatch):
+    monkeypatch.setattr(engines, "np", SimpleNamespace(**{**vars(np), "arange": lambda n, dtype=None: np.zeros(n, dtype)}))
+    assert failed(probes.chunks(engine), "a key for each row")
+
+
+def test_a_loop_that_leaves_out_the_first_token_of_a_chunk_is_found(engine, monkeypatch):
+    class Row(engines._Row):
+        taken = 0
+
+        def push(self, token):
+            self.taken += 1
+            return "" if self.taken % engines.CHUNK == 0 else super().push(token)
+
+    monkeypatch.setattr(engines, "_Row", Row)
+    assert failed(probes.chunks(engine), "every id once, in order")
