@@ -90,6 +90,7 @@ BUDGETS: dict[str, Budget] = {
     "parameter_jump": Budget(0.0, "rollback", _EXACT),
     "residual_sum": Budget(0.0, "stop", _EXACT),
     "update_bound": Budget(0.0, "stop", _EXACT),
+    "moments_lost": Budget(0.01, "log", "one share of the rate in three parameters of four, from one step to the next"),
     "learning_rate": Budget(0.0, "stop", "the schedule is a function of the step"),
     "loss_scale": Budget(0.0, "log", "the scale has a rule"),
     "scaler_thrashing": Budget(0.0, "log", "a healthy scale falls once in about 2000 steps"),

@@ -54,9 +54,9 @@ def observe(state: Exact, record: Mapping[str, Any], expected: Expected) -> tupl
     updates = 0 if step == 1 else state.updates
     if updates is not None:
         updates += moves
-    rows, norms = _flat(record.get("param_norms", {}))
+    rows, norms = flat(record.get("param_norms", {}))
     still = np.zeros(len(rows), np.int64)
-    moved_rows, moved = _flat(record.get("update_norms", {}))
+    moved_rows, moved = flat(record.get("update_norms", {}))
     if not rows or moved_rows != rows:
         return Exact(rows, norms, still, step, updates), alarms
     if moves and updates is not None:
@@ -64,18 +64,18 @@ def observe(state: Exact, record: Mapping[str, Any], expected: Expected) -> tupl
     if step == state.step + 1 and rows == state.rows:
         moved = moved if moves else np.zeros_like(moved)
         alarms += _jumps(state, record, norms, moved)
-        shows = moved > np.maximum(FROZEN_RATIO, VISIBLE * _roots(rows, expected)) * norms
+        shows = moved > np.maximum(FROZEN_RATIO, VISIBLE * roots(rows, expected)) * norms
         still = np.where((norms == state.norms) & shows, state.still + 1, 0) if moves else state.still
         alarms += _frozen(record, rows, still) if moves else []
     return Exact(rows, norms, still, step, updates), alarms
 
 
-def _roots(rows: Rows, expected: Expected) -> np.ndarray:
+def roots(rows: Rows, expected: Expected) -> np.ndarray:
     """Roots of the numbers of elements, float64 [P]; infinite where they are not known."""
     return np.sqrt([(expected.sizes or {}).get(name, math.inf) for name, _ in rows])
 
 
-def _flat(group: Mapping[str, Any]) -> tuple[Rows, np.ndarray]:
+def flat(group: Mapping[str, Any]) -> tuple[Rows, np.ndarray]:
     """Norms by name, as rows and float64 [P]."""
     found: list[Any] = []
     shape = tuple((name, len(norm) if isinstance(norm, list) else 0) for name, norm in group.items())
@@ -94,7 +94,7 @@ def _sums(record: Mapping[str, Any]) -> Iterator[Alarm]:
     for total, parts in _TOTALS:
         if total not in record or parts not in record or not (record.get("finite", True) or total != "update_norm"):
             continue
-        whole, norms = figure(record, total), _flat(record[parts])[1]
+        whole, norms = figure(record, total), flat(record[parts])[1]
         together = math.sqrt(float(norms @ norms))
         if math.isfinite(whole) and math.isfinite(together) and abs(whole - together) > SUM * max(whole, together):
             yield alarm(
@@ -158,7 +158,7 @@ def _bounds(
     if expected.sizes is None or expected.betas is None or not rate > 0.0:
         return
     bound = adam_bound(*expected.betas, updates)
-    root = _roots(rows, expected)
+    root = roots(rows, expected)
     with np.errstate(invalid="ignore"):
         share = moved / (rate * root)
         over = share > bound * (1.0 + BOUND) + expected.weight_decay * (norms / root + rate)
