@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxlm.config.ablations import changed
 from jaxlm.contract import ContractError, InputError
+from jaxlm.data import batches
 from jaxlm.evaluate import evaluate
 from jaxlm.faults.fault import BEGINS, Fault, Patch
 from jaxlm.faults.ground import Ground, losses, quiet_fit, same_numbers, true_loss
@@ -215,14 +216,20 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 UNWATCHED = (
     Patch("jaxlm.data.shards:require_document", lambda real: _nothing),
+    Patch("jaxlm.data.shards:_require_all", lambda real: _nothing),
+    Patch("jaxlm.data.batches:_with_successors", lambda real: lambda *wanted: batches.rows_of(*wanted)),
     Patch("jaxlm.train.prepare:require_agreement", lambda real: lambda *_: []),
     Patch("jaxlm.train.session:require_restored", lambda real: _nothing),
     Patch("jaxlm.train.session:Session.require_same_batches", lambda real: _nothing),
     Patch("jaxlm.train.loop:probe", lambda real: lambda session: {}),
+    Patch("jaxlm.train.loop:require_computed", lambda real: _nothing),
+    Patch("jaxlm.train.loop:require_validation", lambda real: _nothing),
+    Patch("jaxlm.checkpoint.saving:require_norms", lambda real: _nothing),
     Patch("jaxlm.train.session:check_batch", lambda real: _nothing),
     Patch("jaxlm.train.session:check_supervised", lambda real: _nothing),
     Patch("jaxlm.train.guard:require_equal_replicas", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:run_probes", lambda real: lambda *_, **__: iter(())),
+    Patch("jaxlm.evaluate.bits:require_restored", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:check_batch", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:Coverage.require", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_counts", lambda real: _nothing),
