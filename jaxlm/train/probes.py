@@ -7,6 +7,7 @@ training leave the loss curve looking normal; they do not survive these. A run s
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -110,9 +111,12 @@ class Bench:
 
     def state(self, params: Params) -> TrainState:
         """A fresh training state around `params`, laid out as the run's."""
-        shardings = self._shardings()
-        state = jax.jit(lambda: TrainState.create(self.cfg), out_shardings=shardings)()
-        return dataclasses.replace(state, params=params)
+        return dataclasses.replace(self._create(), params=params)
+
+    @functools.cached_property
+    def _create(self) -> Callable[[], TrainState]:
+        """Compiled once: drawing the parameters takes the compiler longer than most probes take."""
+        return jax.jit(lambda: TrainState.create(self.cfg), out_shardings=self._shardings())
 
     def random_batch(self, boundary: int = 0, *, full: bool = False) -> Batch:
         """Random ids in rows of one document, or of two with the second one from `boundary` on; all supervised inside them.

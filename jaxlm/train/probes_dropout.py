@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxlm.config.schema import RunConfig
 from jaxlm.data import Batch
-from jaxlm.model import Mask, Params, hidden, init_params, param_specs
+from jaxlm.model import Mask, Params, hidden, param_specs
+from jaxlm.model.spec import ParamSpec, is_spec
 from jaxlm.parallel import processes
 from jaxlm.parallel.rules import sharding
 from jaxlm.train.probes import Bench, Probe
@@ -38,8 +39,16 @@ def dropout_rate(bench: Bench) -> Probe:
     cfg = _small(bench.cfg)
     batch = bench.random_batch()
     batch = put_batch(batch._replace(tokens=batch.tokens % cfg.model.vocab_size), cfg, bench.mesh)
-    layout = jax.tree.map(lambda spec: sharding(bench.mesh, rules(cfg).weight(spec.dims)), param_specs(cfg.model))
-    params = jax.jit(lambda: init_params(cfg.model, jax.random.key(1)), out_shardings=layout)()
+    rng = bench.rng
+
+    def draw(spec: ParamSpec) -> jax.Array:
+        """Not by `init_params`, which takes the compiler longer than all else here."""
+        values = (
+            spec.std * rng.standard_normal(spec.shape) if spec.init == "normal" else np.full(spec.shape, spec.init == "ones")
+        )
+        return processes.put(values.astype(np.float32), sharding(bench.mesh, rules(cfg).weight(spec.dims)))
+
+    params = jax.tree.map(draw, param_specs(cfg.model), is_leaf=is_spec)
     last = jax.jit(functools.partial(_last, cfg=cfg))  # its own, traced anew
     expected = f"{1 - rate:.4g} kept, times {1 / (1 - rate):.4g}"
     for writer, words in (("wo", "attention"), ("w_down", "the feed-forward")):

@@ -68,7 +68,7 @@ def test_signals_go_to_every_process(number):
         "def leave(n, frame): print('got', n, flush=True); sys.exit(0)\n"
         "for n in (signal.SIGTERM, signal.SIGINT): signal.signal(n, leave)\n"
         "print('ready', flush=True)\n"
-        "time.sleep(600)\n"
+        "while True: time.sleep(0.05)\n"  # a signal on the way into a long sleep would be handled after it
     )
     process = subprocess.Popen([*LOCAL, "2", "--", sys.executable, "-c", each], stdout=subprocess.PIPE, text=True)
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
