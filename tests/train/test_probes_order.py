@@ -108,6 +108,11 @@ def test_so_it_is_in_an_epoch_of_a_few_rows(monkeypatch, kind):
     assert not probed(20, 4).passed
 
 
+def test_fewer_rows_than_were_asked_for_are_seen():
+    found = order(lambda stream, step, wanted: (step * 4 + wanted)[: len(wanted) // 2 * 2], rows=999, batch_size=3)
+    assert (found.passed, found.found) == (False, "342 rows where 512 were asked for")
+
+
 def test_the_session_of_a_run_is_asked(finished, monkeypatch):
     from types import SimpleNamespace
 
