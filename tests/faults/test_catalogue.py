@@ -21,7 +21,9 @@ CONTRACTS = {
     "tokenizer", "data", "batch", "model", "run", "checkpoint", "restored", "evaluation", "telemetry", "replicas", "recompute",
     "manifest", "input", "config",
 }  # fmt: skip
-PROBED = {probe.__name__ for probe in (*FORWARD, *UPDATE, *PROBES)} | {"initial_loss", "batch_is_pure", "order"}
+PROBED = {probe.__name__ for probe in (*FORWARD, *UPDATE, *PROBES)} | {
+    "initial_loss", "initial_weights", "batch_is_pure", "order",
+}  # fmt: skip
 READERS = {"jaxlm/cli/faults.py", "jaxlm/report/faults.py"}
 
 

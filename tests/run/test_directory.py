@@ -178,7 +178,7 @@ def test_the_run_contract_holds_config_model_probes_and_parents(finished):
     facts = json.loads((finished / "manifest.json").read_text())["facts"]
     assert facts["config_fingerprint"] == config_fingerprint(run.config)
     assert Manifest.from_json(facts["model"], artifact="") == run.model
-    assert len(facts["probes"]) == len(FORWARD) + len(UPDATE) + 3
+    assert len(facts["probes"]) == len(FORWARD) + len(UPDATE) + 4
     assert all(probe["passed"] for probe in facts["probes"].values())
     assert set(run.manifest.parents) == {"tokenizer", "data"}
     assert list(run.manifest.files) == ["resolved.json"]

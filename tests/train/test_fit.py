@@ -50,7 +50,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert len({r["batch_crc"] for r in records}) == STEPS
     assert {r["repeated_rows"] for r in records} == {0.0}
     probes = run.manifest.facts["probes"]
-    assert len(probes) == len(FORWARD) + len(UPDATE) + 3
+    assert len(probes) == len(FORWARD) + len(UPDATE) + 4  # order, batch_is_pure, and those of a fresh model
     assert all(probe["passed"] for probe in probes.values())
     assert [e["event"] for e in run.events()][:2] == ["start", "probes"]
     assert run.events()[-1]["event"] == "end"
