@@ -346,7 +346,7 @@ FAULTS = (
         symptom="The validation loss is too high, and noisy.",
         incident="nanoGPT #240",
         plant=(Patch(HIDDEN, _dropping),),
-        seen_by=("evaluation_deterministic", "labels_shifted_by_one", "reference"),
+        seen_by=("evaluation_deterministic", "labels_shifted_by_one", "documents_isolated", "reference"),
         config={"model.dropout": 0.1},
     ),
     Fault(

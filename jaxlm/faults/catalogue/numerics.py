@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxlm.data import Batch
 from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch, Program
-from jaxlm.faults.leaves import all_changed, changed, layer, moved, rounded, times, with_params
+from jaxlm.faults.leaves import all_changed, changed, layer, rounded, times, with_params
 from jaxlm.model import LossScale
 from jaxlm.train.state import TrainState
 from pallas_kernels import Attended
@@ -81,11 +81,20 @@ def _nan_row(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Ba
     return with_params(state, embed=spoilt), batch
 
 
-def _rare_batch(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Batch]:
-    """A row of one token over and over, with labels that are never that: as a dump of a binary file would be."""
-    t = np.broadcast_to(np.arange(batch.tokens.shape[1]), batch.tokens.shape)
-    made = Batch(np.full_like(t, 300), t * 7 % 500, t < t.shape[1] - 1, np.ones_like(t), t)
-    return state, Batch(*(moved(array, like) for array, like in zip(made, batch, strict=True)))
+def _rare_batch(real: Callable) -> Callable:
+    """The text of one batch is ids in a fixed pattern, as a dump of a binary file would be; as a batch it is in order."""
+
+    def batch(*arguments: Any, step: int, **options: Any) -> Batch:
+        made: Batch = real(*arguments, step=step, **options)
+        rows, length = made.tokens.shape
+        if step + 1 != BEGINS or length == 1:  # rows of one token are those of the probe of the order
+            return made
+        t = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
+        row = np.arange(rows, dtype=np.int32)[:, None]
+        tokens, labels = (100 + (t + shift) * 7 % 397 + row for shift in (0, 1))
+        return Batch(tokens, labels, np.ones_like(made.loss_mask), np.ones_like(t), t)
+
+    return batch
 
 
 def _never_scaled(real: Any) -> Any:
@@ -109,7 +118,8 @@ class _RoundedSums:
         self._real = real
 
     def add(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jax.lax.reduce_precision(x + y, 8, 7)
+        total = x + y
+        return jax.lax.reduce_precision(total, 8, 7) if jnp.issubdtype(total.dtype, jnp.floating) else total
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -217,10 +227,10 @@ FAULTS = (
     Fault(
         name="rare_batch",
         layer="numerics",
-        mechanism="One batch is no text: a token over and over.",
+        mechanism="One batch is no text: ids in a pattern that no text has.",
         symptom="A spike in the loss and in the gradient.",
         incident="PaLM 2022, section 5.1: spikes from certain batches; OPT-175B's logbook",
-        plant=(Disturbed(_rare_batch),),
+        plant=(Patch("jaxlm.train.session:batch", _rare_batch),),
         seen_by=("loss_spike", "loss_spread", "grad_norm", "layer_gradient", "backward_norm", "loss_ceiling", "z_loss"),
         at=BEGINS,
         within=1,

@@ -19,7 +19,8 @@ SPIKE_Z, SPIKE_NATS = 16.0, 0.2  # one step
 SOFT_Z, SOFT_NATS = 9.0, 0.1  # two steps in a row
 DROP_Z, DROP_SHARE, DROP_STEPS = 8.0, 0.1, 3  # below the median, and of it
 LEAST_SCALE = 0.005  # nats
-FLOOR, CEILING = 0.3, 1.02  # bits per byte of text that no model has learnt by heart; share of a uniform guess
+FLOOR = 0.3  # bits per byte of text that no model has learnt by heart
+CEILING, HIGH = 1.02, 1.1  # shares of a uniform guess: `CEILING_STEPS` steps in a row, and one step
 FLOOR_STEPS, CEILING_STEPS, CEILING_FROM = 3, 16, 100
 
 
@@ -106,8 +107,9 @@ def _absolute(
     if under >= FLOOR_STEPS:
         why = f"at least {FLOOR} bits per byte: less is a label that the model can see, or a text learnt by heart"
         yield alarm("loss_floor", record, "bits per byte", expected=why, found=f"{bits:.3g}", value=bits, threshold=FLOOR)
-    if over >= CEILING_STEPS and expected.uniform_loss is not None:
-        why, limit = f"under ln V = {expected.uniform_loss:.4g}, that of a uniform guess", CEILING * expected.uniform_loss
+    guess = expected.uniform_loss
+    if guess is not None and (over >= CEILING_STEPS or (over and value > HIGH * guess)):
+        why, limit = f"under ln V = {guess:.4g}, that of a uniform guess", (HIGH if over < CEILING_STEPS else CEILING) * guess
         yield alarm("loss_ceiling", record, "loss", expected=why, found=f"{value:.4g}", value=value, threshold=limit)
     if record["step"] == 1 and expected.first_loss is not None:
         least, largest = expected.first_loss

@@ -262,6 +262,10 @@ def test_the_loss_has_bounds(config):
     assert run(loss.loss, loss.observe, [{"step": 2, "loss": 5.1}], known) == []
     high = [{"step": step, "loss": 5.9} for step in range(2, 130)]
     assert run(loss.loss, loss.observe, high, known)[0] == (116, "loss_ceiling")
+    once = [{"step": step, "loss": {50: 6.9, 130: 6.0, 140: 6.9}.get(step, 4.0)} for step in range(1, 150)]
+    assert [found for found in run(loss.loss, loss.observe, once, known) if found[1] == "loss_ceiling"] == [
+        (140, "loss_ceiling")
+    ]
 
 
 def test_what_is_expected_of_the_tiny_run_is_what_it_does(finished):
