@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.infer.cache import Cache, Cursor, decode, draw, extend, pad_left, prefill
+from jaxlm.infer import cache as caches
+from jaxlm.infer.cache import Cache, Cursor, pad_left
 from jaxlm.infer.engine import CHUNK, Engine, FinishReason, _Row
 from jaxlm.infer.sampling import Knobs, Sampling, filtered
 from jaxlm.model import POLICIES, Params, forward
@@ -53,14 +54,14 @@ def cache(engine: Engine) -> Probe:
 
     @jax.jit
     def both(params: Params) -> tuple[jax.Array, ...]:
-        cursor = prefill(params, tokens_BT, lengths_B, keys_B, knobs, cfg, capacity=capacity, policy=POLICY)
+        cursor = caches.prefill(params, tokens_BT, lengths_B, keys_B, knobs, cfg, capacity=capacity, policy=POLICY)
 
         def feed(held: Cache, next_B: jax.Array) -> tuple[Cache, tuple[jax.Array, jax.Array]]:
-            logits_BTV, held = extend(params, held, next_B[:, None], jnp.ones_like(next_B), cfg, policy=POLICY)
+            logits_BTV, held = caches.extend(params, held, next_B[:, None], jnp.ones_like(next_B), cfg, policy=POLICY)
             return held, (logits_BTV[:, 0, :vocab], held.k[:, 1, -1])
 
         _, (fed_TBV, last_slot) = jax.lax.scan(feed, cursor.cache, fed_TB)
-        drawn_BT, after = decode(params, cursor, knobs, cfg, steps=steps, policy=POLICY)
+        drawn_BT, after = caches.decode(params, cursor, knobs, cfg, steps=steps, policy=POLICY)
         told = [jnp.concatenate([row[:n], drawn]) for (row, n), drawn in zip(rows, drawn_BT, strict=True)]
         told_BT = jnp.stack([jnp.pad(ids, (0, capacity - len(ids))) for ids in told])
         plain_BTV = forward(params, jnp.concatenate([ids_BT, told_BT]), cfg, policy=POLICY)
@@ -104,7 +105,7 @@ def greedy(engine: Engine) -> Probe:
 
     @jax.jit
     def made(logits_BV: jax.Array, keys_B: jax.Array, position_B: jax.Array, knobs: Knobs) -> tuple[jax.Array, jax.Array]:
-        return draw(logits_BV, keys_B, position_B, knobs, cfg)[0], filtered(logits_BV[:, :vocab], knobs)
+        return caches.draw(logits_BV, keys_B, position_B, knobs, cfg)[0], filtered(logits_BV[:, :vocab], knobs)
 
     def sampled(**knobs: float) -> tuple[np.ndarray, np.ndarray]:
         numbers = Sampling(**{"temperature": 1.0, **knobs}).knobs()  # type: ignore[arg-type]

@@ -114,7 +114,6 @@ CACHE_FAULTS = {
 def test_a_fault_of_the_cache_is_seen(name, engine, monkeypatch):
     there = other(engine, window=3) if "window" in name else engine
     CACHE_FAULTS[name](monkeypatch)
-    monkeypatch.setattr(probes, "extend", cache.extend)
     assert failed(probes.cache(there), "a full cache kept" if "past" in name else "")
 
 
@@ -170,7 +169,7 @@ def test_a_draw_of_another_token_is_seen(name, engine, monkeypatch):
 
 
 def test_a_draw_of_what_only_pads_the_vocabulary_is_seen(engine, monkeypatch):
-    monkeypatch.setattr(probes, "draw", lambda logits, keys, position, knobs, cfg: (sample(logits, keys, knobs), True))
+    monkeypatch.setattr(cache, "draw", lambda logits, keys, position, knobs, cfg: (sample(logits, keys, knobs), True))
     assert failed(probes.greedy(engine), "temperature 0")
 
 
@@ -273,7 +272,7 @@ def test_the_engine_of_a_run_is_probed_unless_it_shall_not_be(finished, monkeypa
 )
 def test_draws_that_do_not_depend_on_position_or_key_are_found(engine, monkeypatch, keys, positions, word):
     real = cache.draw
-    monkeypatch.setattr(probes, "draw", lambda logits, keys_B, at_B, *rest: real(logits, keys(keys_B), positions(at_B), *rest))
+    monkeypatch.setattr(cache, "draw", lambda logits, keys_B, at_B, *rest: real(logits, keys(keys_B), positions(at_B), *rest))
     assert failed(probes.greedy(engine), word)
 
 

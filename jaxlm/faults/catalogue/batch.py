@@ -53,6 +53,10 @@ def _few_supervised(made: Batch) -> Batch:
     return made._replace(loss_mask=mask)
 
 
+def _thinned(made: Batch) -> Batch:
+    return made._replace(loss_mask=made.loss_mask & (np.arange(made.loss_mask.shape[1]) % 4 != 0))
+
+
 def _one_document(made: Batch) -> Batch:
     t = np.broadcast_to(np.arange(made.tokens.shape[1], dtype=np.int32), made.tokens.shape).copy()
     return made._replace(segments=np.where(made.segments > 0, 1, 0).astype(np.int32), positions=t)
@@ -182,5 +186,14 @@ FAULTS = (
         plant=_from_step(_negative_ids),
         seen_by=("batch",),
         at=BEGINS,
+    ),
+    Fault(
+        name="labels_thinned",
+        layer="batch",
+        mechanism="Every fourth label is left out of the loss, in all batches alike.",
+        symptom="None: less is learnt of each batch.",
+        incident="masks combined twice; no report is cited",
+        plant=_rows(_thinned),
+        seen_by=("batch",),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ def _near_duplicates(documents: Iterator[Document], cfg: Any) -> Iterator[Docume
     for document in documents:
         for copy in range(6):
             yield Document(f"# copy {copy}\n{document.text}", document.origin)
+
+
+def _every_second(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
+    return itertools.islice(documents, 0, None, 2)
 
 
 def _leaked(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
@@ -269,6 +274,16 @@ FAULTS = (
         at=BEGINS,
         within=40,
         config={"data.prefetch": 0},
+    ),
+    Fault(
+        name="documents_dropped",
+        layer="data",
+        mechanism="Every second document is read and never written.",
+        symptom="None: the model learns from half of the text.",
+        incident="filters that drop silently, iterators read twice; no report is cited",
+        plant=_documents(_every_second),
+        seen_by=("data",),
+        scene="build",
     ),
 )
 

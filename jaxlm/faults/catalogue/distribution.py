@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -71,6 +72,19 @@ def _doubled_loss(real: Any) -> Any:
 def _lost_mean(real: Any) -> Any:
     """The norms of the gradient are those of one shard: the sum over the others was forgotten."""
     return lambda norms: real({name: norm for index, (name, norm) in enumerate(norms.items()) if index % 2})
+
+
+class _Stale:
+    """`put_batch`, which from the second call on gives what it made in the one before."""
+
+    def __init__(self, real: Callable):
+        self.real = real
+        self.last: Any = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        made = self.real(*arguments, **options)
+        given, self.last = self.last or made, made
+        return given
 
 
 FAULTS = (
@@ -154,5 +168,15 @@ FAULTS = (
         incident="hyper-parallel #526 (28 to 48), praxis #6",
         plant=(Patch("jaxlm.train.step:total_norm", _lost_mean),),
         seen_by=("planted_nan", "update_rule", "norm_sum"),
+    ),
+    Fault(
+        name="stale_device_batch",
+        layer="distribution",
+        mechanism="A step computes with the batch of the step before it, whose buffers were not yet filled anew.",
+        symptom="None: every batch is trained on, a step late; the first one twice.",
+        incident="buffers reused before a copy is done; no report is cited",
+        plant=(Patch("jaxlm.train.session:put_batch", lambda real: _Stale(real)),),
+        seen_by=("batch",),
+        at=2,
     ),
 )

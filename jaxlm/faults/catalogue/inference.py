@@ -110,6 +110,10 @@ def _deaf_to_eos(real: Callable) -> Callable:
     return init
 
 
+def _one_key(real: Callable) -> Callable:
+    return lambda logits, keys, positions, *rest: real(logits, keys, jnp.zeros_like(positions), *rest)
+
+
 FAULTS = (
     Fault(
         name="cache_position_late",
@@ -202,6 +206,16 @@ FAULTS = (
         incident="vLLM #4180, mlx-vlm #2112",
         plant=(Patch("jaxlm.infer.engine:_Row.__init__", _deaf_to_eos),),
         seen_by=("stop",),
+        scene="generate",
+    ),
+    Fault(
+        name="one_draw_for_all_positions",
+        layer="inference",
+        mechanism="The key of a row is used for every position, without the position folded in.",
+        symptom="Samples that fall into loops, and look like a weak model.",
+        incident="JAX's guide to pseudorandom numbers warns of keys used twice; no report is cited",
+        plant=(Patch("jaxlm.infer.cache:draw", _one_key),),
+        seen_by=("greedy",),
         scene="generate",
     ),
 )

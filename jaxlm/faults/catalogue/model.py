@@ -136,6 +136,15 @@ def _dropping(real: Callable) -> Callable:
     return hidden
 
 
+def _unscaled_residuals(real: Callable) -> Callable:
+    def init_params(cfg: Any, key: Any) -> Any:
+        params, factor = real(cfg, key), (2 * cfg.n_layers) ** 0.5
+        blocks = dataclasses.replace(params.blocks, wo=params.blocks.wo * factor, w_down=params.blocks.w_down * factor)
+        return dataclasses.replace(params, blocks=blocks)
+
+    return init_params
+
+
 FAULTS = (
     Fault(
         name="mask_one_ahead",
@@ -362,5 +371,14 @@ FAULTS = (
             ),
         ),
         seen_by=("initial_loss", "first_loss"),
+    ),
+    Fault(
+        name="residual_initialisation_lost",
+        layer="model",
+        mechanism="What is added to the residual stream is drawn without 1 / sqrt(2 L).",
+        symptom="None at this depth; deep models begin unstable.",
+        incident="the scale of GPT-2's report (2019), which ports leave out; no report is cited",
+        plant=(Patch("jaxlm.train.state:init_params", _unscaled_residuals),),
+        seen_by=("initial_weights",),
     ),
 )

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.faults.fault import Fault, Patch
+from jaxlm.data import Batch
+from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch
 from jaxlm.faults.leaves import all_changed, changed, times
+from jaxlm.train.state import TrainState
 
 BUILD = "jaxlm.optim.build"
 RESTORED = "jaxlm.train.session:Session._restored"
@@ -45,6 +47,10 @@ def _count_anew(adam: Any) -> Any:
 
 def _moments_anew(adam: Any) -> Any:
     return dataclasses.replace(adam, mu=all_changed(adam.mu, times(0.0)), nu=all_changed(adam.nu, times(0.0)))
+
+
+def _without_moments(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Batch]:
+    return dataclasses.replace(state, opt_state=(*state.opt_state[:-1], _moments_anew(state.opt_state[-1]))), batch
 
 
 def _state_anew(adam: Any) -> Any:
@@ -281,5 +287,16 @@ FAULTS = (
         incident="gradient scaling after a change of the world size; no report is cited",
         plant=tuple(Patch(target, _sum_for_mean) for target in GRADIENTS),
         seen_by=("gradient_of_loss",),
+    ),
+    Fault(
+        name="moments_lost",
+        layer="optimizer",
+        mechanism="The moments are zero in the middle of a run; the count of updates is kept.",
+        symptom="Some ten updates are too large; the loss hardly shows it.",
+        incident="optimizer state that was offloaded and not brought back; no report is cited",
+        plant=(Disturbed(_without_moments),),
+        seen_by=("moments_lost", "update_bound"),
+        at=BEGINS,
+        within=1,
     ),
 )

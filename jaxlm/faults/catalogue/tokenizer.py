@@ -25,6 +25,12 @@ def _wrong_ids(self: Any, text: str, ids: np.ndarray) -> np.ndarray:
     return np.where(ids < 500, ids + 1, ids)
 
 
+def _letter_by_letter(self: Any, text: str, ids: np.ndarray) -> np.ndarray:
+    """Every character by itself, as if there were no merges: the text is the same."""
+    known = {letter: self.encode(letter) for letter in set(text)}
+    return np.concatenate([ids[:1], *(known[letter] for letter in text), ids[-1:]])
+
+
 def _specials_merged(self: Any, text: str, ids: np.ndarray) -> np.ndarray:
     """As `encode` with all special tokens allowed; the text of the small run quotes one now and then."""
     spelt = text.replace("import os\n", self.special_tokens[0])
@@ -152,5 +158,15 @@ FAULTS = (
         plant=(Tampered(_other_name),),
         seen_by=("data", "manifest"),
         scene="resume",
+    ),
+    Fault(
+        name="merges_not_applied",
+        layer="tokenizer",
+        mechanism="Documents are encoded without merges across characters. They decode to the same text.",
+        symptom="More tokens than there should be; at inference the model sees ids that it has never seen.",
+        incident="merge files that were not loaded; no report is cited",
+        plant=_documents(_letter_by_letter),
+        seen_by=("data",),
+        scene="build",
     ),
 )
