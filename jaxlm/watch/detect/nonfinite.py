@@ -70,8 +70,13 @@ def _backward(record: Mapping[str, Any]) -> Location | None:
 
 
 def _update(record: Mapping[str, Any]) -> Location | None:
+    """An update that is not finite of what is: of a weight whose square overflows, where there is one."""
     if record.get("finite", True):
         return None
+    for name, norm in record.get("param_norms", {}).items():
+        bad = _bad(norm if isinstance(norm, list) else [norm])
+        if any(bad):
+            return Location("update", bad.index(True) if isinstance(norm, list) else None, f"the update of {name}")
     return Location("update", None, record.get("nonfinite") or "the update")
 
 

@@ -42,6 +42,10 @@ def record(*, forward=None, backward=None, grads=None, loss=1.0, **more):
         (record(grads={"blocks/wq": [1.0, "inf", 1.0]}), Location("backward", 1, "blocks/wq")),
         (record(grads={"embed": "nan"}), Location("backward", None, "embed")),
         (record() | {"finite": False, "nonfinite": "the update"}, Location("update", None, "the update")),
+        (
+            record() | {"finite": False, "nonfinite": "the update", "param_norms": {"embed": 2.0, "blocks/wo": [1.0, "inf"]}},
+            Location("update", 1, "the update of blocks/wo"),
+        ),
     ],
 )
 def test_the_place(step, where):
