@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 EXPLAIN = "explain"
 
 
+NARROW = ("fault", "detected by", "when", "damage", "public")
+SHORT = {"six_sigma": "6σ", "nan_loss": "NaN"}  # the public rules
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `jaxlm faults`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="a fault or a layer of the stack; or explain, and a fault")
@@ -75,7 +79,7 @@ def _listed(faults: Sequence[Fault], out: Output) -> int:
 def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, explain: bool) -> int:
     from jaxlm.cli.tokenizer_drawing import Screen, table
     from jaxlm.faults.campaign import campaign, edition
-    from jaxlm.faults.summary import HEAD, as_json, rows, totals
+    from jaxlm.faults.summary import as_json, rows, totals
 
     clean = args.clean if args.clean is not None else (0 if args.names else 4)
     jobs = args.jobs or min(8, os.cpu_count() or 1)
@@ -86,11 +90,8 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
         for fault in faults:
             _explained(fault, [trial for trial in trials if trial.fault == fault.name], screen)
     else:
-        # Without the layer of the stack, so that names are whole in 80 columns.
-        lines = [(name, *rest) for name, _, *rest in (HEAD, *(row.cells() for row in found))]
-        screen.show(
-            table(lines[0], lines[1:], width=screen.width, right=("fault", "damage"), fold=("detected by", "public rules"))
-        )
+        lines = [_narrow(row.cells()) for row in found]
+        screen.show(table(NARROW, lines, width=screen.width, right=("fault", "when", "damage"), fold=("detected by", "public")))
         for line in totals(found, runs):
             screen.show(line)
     if args.html:
@@ -102,6 +103,14 @@ def _planted(faults: Sequence[Fault], args: argparse.Namespace, out: Output, *, 
     out.result({**bodies, "summary": totals(found, runs)})
     missed = any(row.detected < len(row.trials) for row in found if not row.fault.unseen)
     return 1 if missed or any(each.alarms or each.broken for each in runs) else 0
+
+
+def _narrow(cells: Sequence[str]) -> tuple[str, ...]:
+    """A row of `summary.HEAD` in fewer columns, for 80 letters: the place stands with what saw it."""
+    name, _, by, when, where, damage, public = cells
+    for rule, short in SHORT.items():
+        public = public.replace(rule, short)
+    return name, f"{by}, {where}" if where else by, when, damage, public
 
 
 def _explained(fault: Fault, trials: Sequence[Trial], screen: Any) -> None:
