@@ -105,15 +105,10 @@ def kill_and_resume(command: list[str], unbroken: Run, seed: int, kills: int) ->
 
 
 @pytest.mark.slow
-def test_killed_at_several_moments_and_resumed_equals_unbroken(command, unbroken):
-    met = kill_and_resume(command, unbroken, seed=int.from_bytes(os.urandom(4), "big"), kills=4)
+def test_killed_at_any_moment_and_resumed_equals_unbroken(command, unbroken):
+    met = kill_and_resume(command, unbroken, seed=int.from_bytes(os.urandom(4), "big"), kills=6)
     assert len(met) >= 2
     assert any(durable > 0 for durable, _ in met)
-
-
-@pytest.mark.slow
-def test_killed_many_times_and_resumed_equals_unbroken(command, unbroken):
-    kill_and_resume(command, unbroken, seed=0, kills=6)
 
 
 @pytest.mark.slow
