@@ -9,6 +9,9 @@ import numpy as np
 
 from jaxlm.config.schema import OptimConfig
 
+# Of a rate, which is a float32; and of the peak: at the end of a decay to 0 a float32 sum of 1 and -1 is left.
+RELATIVE, CANCELLED = 1e-4, 1e-6
+
 
 def learning_rates(cfg: OptimConfig, steps: int, count: np.ndarray) -> np.ndarray:
     """The rate of the update that follows `count` updates, integers below `steps` of any shape: float64.
@@ -30,3 +33,12 @@ def learning_rates(cfg: OptimConfig, steps: int, count: np.ndarray) -> np.ndarra
     }[cfg.schedule]
     rates = cfg.lr * (cfg.min_lr_ratio + (1.0 - cfg.min_lr_ratio) * height)
     return np.where(update < cfg.warmup_steps, cfg.lr * update / max(cfg.warmup_steps, 1), rates)
+
+
+def same_rate(found: np.typing.ArrayLike, expected: np.typing.ArrayLike, peak: float) -> np.ndarray:
+    """Whether float32 rates are the `expected` ones, but for rounding: bool, of the shape of both. A NaN is not.
+
+    peak: the largest rate of the schedule.
+    """
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return np.asarray(np.abs(found - expected) <= RELATIVE * np.abs(expected) + CANCELLED * peak)

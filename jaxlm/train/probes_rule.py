@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.config.schema import OptimConfig
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim import schedule_of
-from jaxlm.optim.reference import learning_rates
+from jaxlm.optim.reference import learning_rates, same_rate
 from jaxlm.parallel import processes
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.state import TrainState
@@ -30,7 +30,6 @@ AGREE = 0.15  # relative difference of a derivative and a difference, over round
 CORNER = 8  # elements along each axis of a leaf that are followed through the update
 CURVED = 0.25  # of a disagreement: what half the shift may change of it, for it to be a verdict
 PLACES = 33  # updates at which the schedule is asked, evenly spaced
-SAME, CANCELLED = 1e-4, 1e-6  # of a rate, and of the peak: what is left of a float32 sum at the end of a decay to 0
 EXACT = 2e-3  # relative difference of an update in float32 and in float64
 
 
@@ -153,7 +152,7 @@ def schedule(bench: Bench) -> Probe:
     places = np.concatenate([np.linspace(0, steps - 1, PLACES), cfg.warmup_steps + np.array([-1, 0]), [cfg.warmup_steps / 2]])
     counts = np.unique(places.astype(np.int32).clip(0, steps - 1))
     rates, found = learning_rates(cfg, steps, counts), np.asarray(schedule_of(cfg, steps)(counts), np.float64)
-    wrong = np.flatnonzero(~(np.abs(found - rates) <= SAME * rates + CANCELLED * cfg.lr))
+    wrong = np.flatnonzero(~same_rate(found, rates, cfg.lr))
     if wrong.size:
         first = int(wrong[0])
         return Probe("schedule", False, f"a rate of {rates[first]:.6g} in update {counts[first] + 1}", f"{found[first]:.6g}")

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.optim.reference import same_rate
 from jaxlm.watch.detect.alarms import Alarm, alarm, applied, figure
 from jaxlm.watch.detect.expected import Expected
 
-SAME = 1e-4  # relative: the rate is a float32
-CANCELLED = 1e-6  # of the peak: at the end of a decay to 0 a float32 sum of 1 and -1 is left, whose last bits are those of 1
 RATES = 32  # rates that a jump is judged by
 JUMP_SHARE, JUMP_TIMES = 0.1, 5.0  # of the rate, and times the largest move of the last steps
 
@@ -48,7 +47,7 @@ def observe(state: Rate, record: Mapping[str, Any], expected: Expected) -> tuple
         # A step that is skipped is no update, so the count of updates may lag behind that of steps, by as many at most.
         possible = table[max(0, step - 1 - state.missed) : step]
         near = possible[np.argmin(np.abs(possible - lr))]
-        if abs(near - lr) <= SAME * max(abs(near), abs(lr)) + CANCELLED * table.max():
+        if same_rate(lr, near, table.max()):
             return moved, []
         wanted, found = float(table[step - 1]), f"{lr:.6g}"
         why = f"{wanted:.6g}, by the schedule at step {step}"
