@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from jaxlm.faults import Fault, Trial
 
 EXPLAIN = "explain"
-
-
 NARROW = ("fault", "detected by", "when", "damage", "public")
 SHORT = {"six_sigma": "6σ", "nan_loss": "NaN"}  # the public rules
 

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxlm.config.schema import DataConfig
-from jaxlm.contract import ContractError, InputError
+from jaxlm.contract import ContractError
 from jaxlm.data import build_shards
 from jaxlm.faults.ground import Ground, quiet_fit, stopped_at
 from jaxlm.faults.planting import patched
@@ -83,16 +83,13 @@ def clean_run(kind: str, seed: int, folder: Path) -> Clean:
             _trained(kind, seed, Ground(folder, 0), path)
         except ContractError as error:
             broken.append(error.contract)
-        broken += (
-            [finding.contract for finding in audit(path) if not finding.kept] if (path / "manifest.json").is_file() else []
-        )
-    try:
-        run = Run.load(path)
-        return Clean(kind, seed, sum(1 for _ in run.telemetry()), _alarms(run), broken)
-    except (ContractError, InputError):
-        return Clean(kind, seed, 0, [], broken)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        found = Clean(kind, seed, 0, [], broken)
+        if (path / "manifest.json").is_file():  # there was a run, refused or not
+            run = Run.load(path)
+            broken += [finding.contract for finding in audit(path) if not finding.kept]
+            found = Clean(kind, seed, len(run.telemetry()), _alarms(run), broken)
+    shutil.rmtree(path, ignore_errors=True)
+    return found
 
 
 def _trained(kind: str, seed: int, ground: Ground, path: Path) -> None:

@@ -310,8 +310,9 @@ class Session:
         # With times in it: no part of the fingerprint.
         provenance = {"events": self.events.mark._asdict(), "detectors": self.alarms.saved()}
         self.saved = step
-        about = {"facts": facts, "parents": self.parents, "metric": metric, "provenance": provenance}
-        self.store.save(self.state, step, **about, norms=self.norms)  # type: ignore[arg-type]
+        self.store.save(
+            self.state, step, facts=facts, parents=self.parents, metric=metric, provenance=provenance, norms=self.norms
+        )
         self.event("save", step=step, seconds=time.monotonic() - began)
 
 
