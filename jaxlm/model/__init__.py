@@ -7,7 +7,7 @@ from jaxlm.model.head import block_shape, head_loss, head_nll
 from jaxlm.model.loss import LossSums, loss_sums, token_nll
 from jaxlm.model.params import Block, Params, abstract_params, init_params, param_specs
 from jaxlm.model.precision import POLICIES, LossScale, Policy
-from jaxlm.model.stats import BackwardStats, BlockStats, Site, new_sinks
+from jaxlm.model.stats import BackwardStats, BlockStats, Site, new_sinks, similarity
 from jaxlm.model.transformer import LayerCache, block, check_length, forward, hidden, project
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "new_sinks",
     "param_specs",
     "project",
+    "similarity",
     "token_nll",
 ]

@@ -84,6 +84,20 @@ def of_attention(attended: Attended) -> tuple[jax.Array, jax.Array]:
     return jax.lax.stop_gradient((jnp.max(attended.peak_BTN), jnp.sum(entropy_BTN) / count))
 
 
+def similarity(x_BTD: jax.Array, counted_BT: jax.Array) -> jax.Array:
+    """The mean cosine of the angle between two different positions, float32 []: 1 where all point one way, 0 for random ones.
+
+    counted_BT: bool, which positions enter; fewer than two give 0. Of n unit vectors the squared length of the sum is n plus
+    the sum over pairs, so that no pair is looked at. Source: Ethayarajh 2019 (anisotropy of representations).
+    """
+    x_BTD = jax.lax.stop_gradient(x_BTD).astype(jnp.float32)
+    squares_BT = jnp.sum(jnp.square(x_BTD), axis=-1)
+    weights_BT = jnp.where(counted_BT & (squares_BT > 0.0), jax.lax.rsqrt(squares_BT), 0.0)
+    n = jnp.sum(counted_BT, dtype=jnp.float32)
+    sum_D = jnp.sum(x_BTD * weights_BT[..., None], axis=(0, 1))
+    return (jnp.sum(jnp.square(sum_D)) - n) / jnp.maximum(n * (n - 1.0), 1.0)
+
+
 def new_sinks(n_layers: int) -> jax.Array:
     """What `tap` takes, for all layers: zeros, float32 [L, 2]."""
     return jnp.zeros((n_layers, 2), jnp.float32)

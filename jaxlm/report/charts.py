@@ -54,6 +54,7 @@ CHARTS = (
         log=True,
     ),
     Chart("Supervised positions", "share", (("supervised", "supervised"),)),
+    Chart("Similarity of the last activations", "mean cosine of two positions", (("similarity", "similarity"),)),
     Chart("Embedding rows without a gradient", "share", (("embed_rows_still", "still"),)),
 )
 

@@ -28,6 +28,7 @@ from jaxlm.model import (
     hidden,
     new_sinks,
     project,
+    similarity,
 )
 from jaxlm.optim import schedule_of
 from jaxlm.train.state import TrainState, optimizer, policy, rules
@@ -36,12 +37,14 @@ from jaxlm.watch import Telemetry, leaf_norms, still_rows, total_norm
 
 class Gradients(NamedTuple):
     """grads: of the objective, per supervised label, float32, like the parameters. sums: the losses. stats: of the layers'
-    activations, backward: of the gradients by their inputs, [L]. content: `content_sum` of the rows that they are of."""
+    activations, backward: of the gradients by their inputs, [L]. similarity: of the last activations at supervised positions.
+    content: `content_sum` of the rows that they are of."""
 
     grads: Params
     sums: LossSums
     stats: BlockStats
     backward: BackwardStats
+    similarity: jax.Array
     content: jax.Array
 
 
@@ -85,16 +88,16 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
 
     def objective(
         params: Params, sinks_L2: jax.Array, micro: Batch, key: jax.Array
-    ) -> tuple[jax.Array, tuple[LossSums, BlockStats]]:
+    ) -> tuple[jax.Array, tuple[LossSums, BlockStats, jax.Array]]:
         x_BTD, stats = _activations(params, micro, cfg, key if cfg.model.dropout else None, sinks_L2)
         objective, sums = head_loss(params, x_BTD, micro.labels, micro.loss_mask, cfg.model, **loss_options)
-        return objective, (sums, stats)
+        return objective, (sums, stats, similarity(x_BTD, micro.loss_mask))
 
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
     sinks_L2 = new_sinks(cfg.model.n_layers)
     if accum == 1:
         content = content_sum(batch)
-        (grads, sinks_L2), (sums, stats) = gradient(params, sinks_L2, batch, jax.random.fold_in(key, 0))
+        (grads, sinks_L2), (sums, stats, alike) = gradient(params, sinks_L2, batch, jax.random.fold_in(key, 0))
     else:
         # Micro-batch a is rows a, a + A, ...: the rows of a device stay on it.
         # Said, not derived: of one row in a micro-batch jax would lay the batch's mesh axes on A.
@@ -105,21 +108,21 @@ def compute_gradients(params: Params, batch: Batch, cfg: RunConfig, *, loss_scal
 
         micro_ABT = jax.tree.map(cut, batch)
 
-        def add(total: tuple, scanned: tuple) -> tuple[tuple, BlockStats]:
+        def add(total: tuple, scanned: tuple) -> tuple[tuple, tuple[BlockStats, jax.Array]]:
             micro, index = scanned
-            grads, (sums, stats) = gradient(params, sinks_L2, micro, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, (grads, sums, content_sum(micro))), stats
+            grads, (sums, stats, alike) = gradient(params, sinks_L2, micro, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, (grads, sums, content_sum(micro))), (stats, alike)
 
         zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in range(4)))
         start = (jax.tree.map(jnp.zeros_like, (params, sinks_L2)), zero, jnp.zeros((), jnp.uint32))
-        ((grads, sinks_L2), sums, content), stats_AL = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
-        stats = stats_AL.over_micro_batches()
+        ((grads, sinks_L2), sums, content), (stats_AL, alike_A) = jax.lax.scan(add, start, (micro_ABT, jnp.arange(accum)))
+        stats, alike = stats_AL.over_micro_batches(), jnp.mean(alike_A)
     # 0 * inf is NaN: a batch without a supervised label is a skipped step, never a loss of 0. Of products, unlike of quotients,
     # the compiler makes no array that is only read by others.
     inverse = positions / (loss_scale * sums.count)
     grads = jax.tree.map(lambda g: g * inverse, grads)
     backward = BackwardStats.from_sinks(sinks_L2, positions * cfg.model.d_model, inverse)
-    return Gradients(grads, sums, stats, backward, content)
+    return Gradients(grads, sums, stats, backward, alike, content)
 
 
 def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState, Telemetry]:
@@ -165,6 +168,7 @@ def apply_gradients(state: TrainState, gradients: Gradients) -> tuple[TrainState
         leaf_param_norms=param_norms,
         leaf_update_norms=update_norms,
         embed_rows_still=still,
+        similarity=gradients.similarity,
         activations=gradients.stats,
         backward=gradients.backward,
     )

@@ -31,7 +31,8 @@ class Telemetry:
     clipped: whether it was clipped. param_norm: after the update. update_norm: of what was added, 0 where nothing was. lr,
     loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a row. leaf_grad_norms,
     leaf_param_norms, leaf_update_norms: by parameter name, [L] for those of the blocks. embed_rows_still: share of the
-    vocabulary's rows of the embedding whose gradient is zero. activations, backward: of every layer, [L] each.
+    vocabulary's rows of the embedding whose gradient is zero. similarity: of the last activations at supervised positions, see
+    `jaxlm.model.similarity`. activations, backward: of every layer, [L] each.
     """
 
     step: jax.Array
@@ -52,6 +53,7 @@ class Telemetry:
     leaf_param_norms: dict[str, jax.Array]
     leaf_update_norms: dict[str, jax.Array]
     embed_rows_still: jax.Array
+    similarity: jax.Array
     activations: BlockStats
     backward: BackwardStats
 
@@ -125,6 +127,7 @@ def record_of(telemetry: Telemetry, *, labels_bytes: int, positions: int) -> dic
         "param_norms": {name: short(norm) for name, norm in host.leaf_param_norms.items()},
         "update_norms": {name: short(norm) for name, norm in host.leaf_update_norms.items()},
         "embed_rows_still": number(host.embed_rows_still),
+        "similarity": number(host.similarity),
         "activations": {
             **{f"{name}_rms": short(site.rms) for name, site in sites.items()},
             **{f"{name}_max": short(site.largest) for name, site in sites.items()},

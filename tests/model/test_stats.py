@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model import BackwardStats, BlockStats, Mask, Site, hidden, new_sinks
+from jaxlm.model import BackwardStats, BlockStats, Mask, Site, hidden, new_sinks, similarity
 from jaxlm.model.stats import of_attention, site, tap
 from pallas_kernels import Attended
 
@@ -39,6 +39,26 @@ def test_queries_without_keys_are_no_part_of_the_entropy():
     assert np.isnan(of_attention(Attended(None, lse.at[0, 0].set(jnp.nan), lse, mean))[1])
     nobody = jnp.full_like(lse, -1e30)
     assert float(of_attention(Attended(None, nobody, nobody, 0 * mean))[1]) == 0
+
+
+@pytest.mark.parametrize("counted", ["all", "some", "two", "one", "none"])
+def test_similarity_is_the_mean_cosine_over_all_pairs(counted):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((2, 5, 4)).astype(np.float32) + 0.5
+    among = {"all": range(10), "some": [0, 3, 4, 8], "two": [2, 9], "one": [5], "none": []}[counted]
+    mask = np.isin(np.arange(10), among).reshape(2, 5)
+    units = (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float64)[mask]
+    pairs = [units[i] @ units[j] for i in range(len(units)) for j in range(i)]
+    np.testing.assert_allclose(jax.jit(similarity)(x, mask), np.mean(pairs) if pairs else 0.0, rtol=1e-5, atol=1e-7)
+
+
+def test_similarity_is_one_of_positions_that_point_one_way_however_long_they_are():
+    x = np.arange(1, 9, dtype=np.float32).reshape(2, 4, 1) * np.asarray([1.0, -2.0, 0.5], np.float32)
+    x[0, 0] = 0.0  # no direction, and no pair
+    mask = np.ones((2, 4), bool)
+    np.testing.assert_allclose(similarity(x[:, 1:], mask[:, 1:]), 1.0, rtol=1e-6)
+    assert np.isfinite(similarity(x, mask))
+    assert not np.asarray(jax.grad(similarity)(x, mask)).any()
 
 
 def test_micro_batches_are_merged_as_parts_of_one_batch():

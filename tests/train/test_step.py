@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.config import schema
 from jaxlm.data import Batch
+from jaxlm.model import Mask, hidden
 from jaxlm.train import TrainState, apply_gradients, compute_gradients, train_step
 from jaxlm.train.step import score_step
 
@@ -177,6 +178,14 @@ def test_telemetry_changes_no_bit_of_what_is_trained(batch, changes):
         np.testing.assert_array_equal(a, b)
 
 
+def mean_cosine(params, cfg, batch):
+    """Of the last activations of two supervised positions, over all pairs."""
+    mask = Mask.packed(batch.segments, batch.positions)
+    x = np.asarray(hidden(params, batch.tokens, cfg.model, mask)[0], np.float64)[np.asarray(batch.loss_mask)]
+    units = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return (units @ units.T)[~np.eye(len(units), dtype=bool)].mean()
+
+
 def test_what_the_telemetry_says_of_a_step(batch):
     """Spread of the loss, still rows, clipping, norms: each against NumPy, from gradients and parameters themselves."""
     cfg = config(dataclasses.replace(MODEL, tie_embeddings=False))
@@ -184,11 +193,13 @@ def test_what_the_telemetry_says_of_a_step(batch):
     nll = np.asarray(score_step(state.params, batch, cfg), np.float64)[batch.loss_mask]
     gradient = np.asarray(gradients_of(cfg, batch).grads.embed)[:50]
     before = jax.tree.map(np.asarray, state.params)
+    alike = mean_cosine(state.params, cfg, batch)
     after, telemetry = train_step(state, batch)
     np.testing.assert_allclose(telemetry.loss_spread, nll.std(), rtol=1e-3)
     still = 1 - gradient.any(axis=1).mean()
     assert 0 < still < 1
     np.testing.assert_allclose(telemetry.embed_rows_still, still, rtol=1e-6)
+    np.testing.assert_allclose(telemetry.similarity, alike, rtol=1e-3)
     moved = np.asarray(after.params.blocks.wq, np.float64) - before.blocks.wq
     np.testing.assert_allclose(telemetry.leaf_update_norms["blocks/wq"], np.sqrt(np.square(moved).sum((1, 2, 3))), rtol=1e-4)
     of_embed = np.sqrt(np.square(np.asarray(after.params.embed, np.float64)).sum())

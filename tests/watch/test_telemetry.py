@@ -35,6 +35,7 @@ def telemetry(**changes):
         "leaf_param_norms": {"blocks/wq": jnp.array([3.0, 4.0]), "embed": jnp.float32(5.0)},
         "leaf_update_norms": {"blocks/wq": jnp.array([0.1, 0.2]), "embed": jnp.float32(0.3)},
         "embed_rows_still": jnp.float32(0.25),
+        "similarity": jnp.float32(0.5),
         "activations": stats,
         "backward": BackwardStats(0.5 * pair, none),
     }

@@ -48,6 +48,17 @@ def _pooled(real: Callable) -> Callable:
     return block
 
 
+def _smoothed(real: Callable) -> Callable:
+    """What tells positions apart is divided by ten."""
+
+    def hidden(*arguments: Any, **options: Any) -> Any:
+        x_BTD, stats, cache = real(*arguments, **options)
+        mean_D = jnp.mean(x_BTD, axis=(0, 1))
+        return mean_D + 0.1 * (x_BTD - mean_D), stats, cache
+
+    return hidden
+
+
 def _without_residual(real: Callable) -> Callable:
     def block(x_BTD: jax.Array, *arguments: Any, **options: Any) -> Any:
         out_BTD, stats, cache = real(x_BTD, *arguments, **options)
@@ -337,6 +348,17 @@ FAULTS = (
         at=BEGINS,
         within=8,
         layer_index=2,
+    ),
+    Fault(
+        name="positions_smoothed",
+        layer="model",
+        mechanism="From some step on the last activations of all positions are nearly one vector.",
+        symptom="The loss goes back to that of guessing tokens by their frequency.",
+        incident="Dong et al. 2021 (attention loses rank), Shi et al. 2022 (over-smoothing in BERT)",
+        plant=(Program((Patch(HIDDEN, _smoothed),)),),
+        seen_by=("representation_collapse",),
+        at=BEGINS,
+        within=8,
     ),
     Fault(
         name="dropout_mask_repeats",

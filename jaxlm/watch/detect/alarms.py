@@ -79,6 +79,7 @@ BUDGETS: dict[str, Budget] = {
     "attention_entropy": Budget(0.02, "log", _JUMP, precursor=True),
     "exploding_layer": Budget(0.04, "log", _JUMP, precursor=True),
     "collapsed_layer": Budget(0.02, "log", _JUMP, precursor=True),
+    "representation_collapse": Budget(0.01, "log", "one direction for all positions, at a higher loss than was seen without"),
     "loss_spread": Budget(0.03, "log", _JUMP),
     "z_loss": Budget(0.02, "log", _JUMP, precursor=True),
     "bytes_per_label": Budget(0.02, "log", _JUMP),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxlm.watch.detect import batches, dead, exact, jumps, loss, moments, nonfinite, pace, rate, scaler, validation
+from jaxlm.watch.detect import batches, collapse, dead, exact, jumps, loss, moments, nonfinite, pace, rate, scaler, validation
 from jaxlm.watch.detect.alarms import Alarm
 from jaxlm.watch.detect.expected import Expected
 from jaxlm.watch.detect.packing import packed, unpacked
@@ -33,6 +33,7 @@ DETECTORS: dict[str, Detector] = {
     "exact": Detector(exact.exact, exact.observe),
     "moments": Detector(moments.moments, moments.observe, ALL),
     "dead": Detector(dead.dead, dead.observe),
+    "collapse": Detector(collapse.collapse, collapse.observe, ALL),
     "rate": Detector(rate.rate, rate.observe),
     "scaler": Detector(scaler.scaler, scaler.observe, ALL),
     "loss": Detector(loss.loss, loss.observe, ALL),

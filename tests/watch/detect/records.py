@@ -30,7 +30,7 @@ def healthy(steps, *, seed=0, layers=LAYERS, first=1):
             "step": step, "loss": loss, "loss_spread": 1.5 * float(jitter(())), "bits_per_byte": loss / 2.1,
             "z_loss": 40.0, "labels": labels, "supervised": 1.0, "bytes": text, "grad_norm": total(grads), "clipped": False,
             "param_norm": total(norms), "update_norm": total(updates), "lr": lr, "loss_scale": 1.0, "finite": True,
-            "skipped": 0, "nonfinite": "", "embed_rows_still": 0.25, "batch_crc": int(rng.integers(1 << 32)),
+            "skipped": 0, "nonfinite": "", "embed_rows_still": 0.25, "similarity": 0.2, "batch_crc": int(rng.integers(1 << 32)),
             "grad_norms": plain(grads), "param_norms": plain(norms), "update_norms": plain(updates),
             "activations": plain(
                 {f"{part}_rms": value for part, value in parts.items()}

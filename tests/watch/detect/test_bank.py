@@ -67,6 +67,10 @@ def plus(name, more):
     return lambda record, _: record.update({name: record[name] + more})
 
 
+def collapsed(record, _):
+    record.update(similarity=0.99, loss=record["loss"] + 0.6)
+
+
 SYMPTOMS = {
     "loss_spike": (plus("loss", 0.5), 1, 0, None),
     "loss_drop": (times("loss", 0.7), 5, 2, None),
@@ -85,6 +89,7 @@ SYMPTOMS = {
     "bytes_per_label": (times("bytes", 0.3), None, 2, None),
     "supervised_share": (put("supervised", 0.5), None, 2, None),
     "embedding_rows": (put("embed_rows_still", 0.9), None, 2, None),
+    "representation_collapse": (collapsed, None, 7, None),
     "dead_layer": (scaled("grad_norms", "blocks/wq", 0.0, 1), None, 1, 1),
     "norm_sum": (times("param_norm", 1.01), None, 0, None),
     "parameter_jump": (scaled("param_norms", "blocks/wo", 1.01, 3), None, 0, 3),
