@@ -12,7 +12,8 @@
 A run that has begun goes on with other numbers only where that is declared:
 
   jaxlm train runs/tiny --declare "batch size" --train.batch-size 64
-      also "warm restart" (optim.*, train.steps) and "mixture" (other shards,
+      also "warm restart" (optim.*, train.steps; --optim.schedule-from is the
+      step from which the schedule begins anew) and "mixture" (other shards,
       --data.path); "pause" and "mesh" change no number and tell the detectors
 
 On several machines, or as several processes of one (scripts/ has

@@ -193,8 +193,9 @@ def describe(config: RunConfig) -> list[str]:
         f"context {model.context_length}",
         f"batch      {train.batch_size} rows = {config.tokens_per_step:,} tokens a step"
         + (f", in {train.grad_accum} micro-batches" if train.grad_accum > 1 else ""),
-        f"optimizer  AdamW, peak rate {config.optim.lr:g}, {config.optim.schedule}, {config.optim.warmup_steps} warm-up steps, "
-        f"{train.precision}",
+        f"optimizer  AdamW, peak rate {config.optim.lr:g}, {config.optim.schedule}, {config.optim.warmup_steps} warm-up steps"
+        + (f" from step {config.optim.schedule_from} on" if config.optim.schedule_from else "")
+        + f", {train.precision}",
         f"keeps      the newest {keep.keep_last} checkpoints{best}",
     ]
 

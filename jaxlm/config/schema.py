@@ -173,6 +173,7 @@ class OptimConfig(Section):
     clip_norm: float = 1.0  # largest global norm of the gradient; 0: no clipping
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"  # after the warm-up
     warmup_steps: int = 100  # linear from 0 to the peak
+    schedule_from: int = 0  # steps after which the schedule begins, anew where a warm restart is declared
     decay_share: float = 0.2  # wsd: the last share of the steps, in which the rate falls
     min_lr_ratio: float = 0.1  # last learning rate, as a share of the peak
 
@@ -182,7 +183,7 @@ class OptimConfig(Section):
             self.require(0.0 <= getattr(self, name) < 1.0, name, "a number >= 0 and < 1")
         self.require(self.eps > 0 and math.isfinite(self.eps), "eps", "a number > 0")
         self.require(_compiles(self.no_decay), "no_decay", "a regular expression")
-        self.require_at_least(0, "weight_decay", "clip_norm", "warmup_steps")
+        self.require_at_least(0, "weight_decay", "clip_norm", "warmup_steps", "schedule_from")
         self.require(0.0 < self.decay_share <= 1.0, "decay_share", "a share above 0, at most 1")
         self.require(0.0 <= self.min_lr_ratio <= 1.0, "min_lr_ratio", "a share from 0 to 1")
 
@@ -338,8 +339,12 @@ class RunConfig(Section):
         if self.model.context_length % self.mesh.context:
             wanted = f"a divisor of --model.context-length {self.model.context_length}"
             raise ConfigError("mesh.context", wanted, self.mesh.context)
-        if self.optim.schedule != "constant" and self.optim.warmup_steps > self.train.steps:
-            raise ConfigError("optim.warmup_steps", f"at most --train.steps {self.train.steps}", self.optim.warmup_steps)
+        left = self.train.steps - self.optim.schedule_from
+        if left < 1:
+            raise ConfigError("optim.schedule_from", f"less than --train.steps {self.train.steps}", self.optim.schedule_from)
+        if self.optim.schedule != "constant" and self.optim.warmup_steps > left:
+            of = f"--train.steps {self.train.steps}" + (" less --optim.schedule-from" if left < self.train.steps else "")
+            raise ConfigError("optim.warmup_steps", f"at most {of}", self.optim.warmup_steps)
 
     @property
     def tokens_per_step(self) -> int:

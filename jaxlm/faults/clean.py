@@ -66,7 +66,7 @@ CLEAN: dict[str, Mapping[str, Any]] = {
 BENIGN: dict[str, tuple[str, Mapping[str, Any]]] = {
     "pause": ("", _kind()),
     "mesh change": ("", _kind(mesh__data=2, mesh__rules="dp")),
-    "declared warm restart": ("warm restart", _kind(optim__lr=2e-3, optim__warmup_steps=40)),
+    "declared warm restart": ("warm restart", _kind(optim__lr=2e-3, optim__warmup_steps=40, optim__schedule_from=CHANGED)),
     "declared batch size": ("batch size", _kind(train__batch_size=8)),
     "declared mixture": ("mixture", _kind()),
 }

@@ -18,9 +18,10 @@ def learning_rates(cfg: OptimConfig, steps: int, count: np.ndarray) -> np.ndarra
 
     From 0 to `lr` along a straight line, reached at the update `warmup_steps`. From there on, or for WSD from the last
     `decay_share` of all steps on, to `min_lr_ratio * lr` at the last update: along half a cosine (Loshchilov & Hutter 2017,
-    eq. 5) or a straight line.
+    eq. 5) or a straight line. Updates and steps are counted from `schedule_from` on; before, the rate is that of the first.
     """
-    update = np.asarray(count, np.float64) + 1.0
+    update = np.clip(np.asarray(count, np.float64) - cfg.schedule_from, 0.0, None) + 1.0
+    steps -= cfg.schedule_from
     begin = cfg.warmup_steps
     if cfg.schedule == "wsd":
         begin = max(begin, steps - round(cfg.decay_share * steps))

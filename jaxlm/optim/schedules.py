@@ -90,8 +90,10 @@ def schedule_of(cfg: OptimConfig, steps: int) -> Schedule:
     """The schedule that a config names, over `steps` updates.
 
     The n-th update (n = 1 ... steps) has the rate at count n, so that the first one is not wasted on a rate of 0 and the
-    last one reaches `min_lr_ratio * lr`.
+    last one reaches `min_lr_ratio * lr`. With `schedule_from` all of it lies in the updates after so many; those before, if any
+    are asked for, have the rate of the first. Source: Loshchilov & Hutter 2017 (SGDR), warm restarts.
     """
+    steps = steps - cfg.schedule_from
     end = cfg.min_lr_ratio * cfg.lr
     if cfg.schedule == "cosine":
         schedule = cosine_schedule(cfg.lr, steps, cfg.warmup_steps, end_value=end)
@@ -101,4 +103,4 @@ def schedule_of(cfg: OptimConfig, steps: int) -> Schedule:
         schedule = wsd_schedule(cfg.lr, steps, cfg.warmup_steps, decay_share=cfg.decay_share, end_value=end)
     else:
         schedule = constant_schedule(cfg.lr, cfg.warmup_steps)
-    return lambda count: schedule(count + 1)
+    return lambda count: schedule(jnp.maximum(jnp.asarray(count) - cfg.schedule_from, 0) + 1)

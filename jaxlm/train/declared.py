@@ -5,7 +5,8 @@ What a change may touch is written down here, by its name. The event `declared` 
 commit: it holds what the new files are made of, and whoever opens the run next finishes a change that was cut off after it.
 
 The order of the batches goes on where it was: by examples after a change of the batch size, up to the next whole batch; from
-its beginning in other shards. A schedule is asked with the updates that were made so far.
+its beginning in other shards. A schedule is asked with the updates that were made so far; one that is to begin anew has them
+in `optim.schedule_from`.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def at_count(state: TrainState, count: int) -> TrainState:
 
 def _halfway(cfg: OptimConfig, steps: int) -> int:
     """The count of updates whose next has the rate nearest to the mean of the peak and the last one, past the warm-up."""
-    counts = np.arange(min(max(cfg.warmup_steps - 1, 0), steps - 1), steps)
+    counts = np.arange(min(cfg.schedule_from + max(cfg.warmup_steps - 1, 0), steps - 1), steps)
     rates = learning_rates(cfg, steps, counts)
     return int(counts[np.abs(rates - (rates[0] + rates[-1]) / 2).argmin()])
 
@@ -149,7 +149,8 @@ def _halfway(cfg: OptimConfig, steps: int) -> int:
 def schedule(bench: Bench) -> Probe:
     """The rate is the config's, in float64: at the first update, in the warm-up, at its end, on the way and at the last one."""
     cfg, steps = bench.cfg.optim, bench.cfg.train.steps
-    places = np.concatenate([np.linspace(0, steps - 1, PLACES), cfg.warmup_steps + np.array([-1, 0]), [cfg.warmup_steps / 2]])
+    begin, warm = cfg.schedule_from, cfg.warmup_steps
+    places = np.concatenate([np.linspace(0, steps - 1, PLACES), begin + np.array([-1, 0, warm / 2, warm - 1, warm])])
     counts = np.unique(places.astype(np.int32).clip(0, steps - 1))
     rates, found = learning_rates(cfg, steps, counts), np.asarray(schedule_of(cfg, steps)(counts), np.float64)
     wrong = np.flatnonzero(~same_rate(found, rates, cfg.lr))

@@ -63,7 +63,7 @@ def decay_touches_declared(bench: Bench) -> Probe:
     cfg = bench.cfg.optim
     ones = jax.tree.map(jnp.ones_like, bench.params)
     state = bench.state(ones)
-    made = max(cfg.warmup_steps - 1, 0)  # updates: the next one is the first at the peak
+    made = cfg.schedule_from + max(cfg.warmup_steps - 1, 0)  # updates: the next one is the first at the peak
     state = at_count(state, made)
     gradients = bench.gradients(bench.batch)
     still = gradients._replace(grads=jax.tree.map(jnp.zeros_like, gradients.grads))

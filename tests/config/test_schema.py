@@ -68,6 +68,7 @@ IMPOSSIBLE = {
     "optim.no_decay": ("(", "*", "[a"),
     "optim.clip_norm": (-0.1, nan, inf),
     "optim.warmup_steps": AT_LEAST_0,
+    "optim.schedule_from": AT_LEAST_0,
     "optim.decay_share": (*SHARE, 0.0),
     "optim.min_lr_ratio": SHARE,
     "train.steps": AT_LEAST_1,
@@ -187,6 +188,11 @@ def test_fields_that_depend_on_each_other_are_judged_together():
     RunConfig(optim=OptimConfig(schedule="constant", warmup_steps=11), train=TrainConfig(steps=10))
     with pytest.raises(ConfigError, match=r"--optim.warmup-steps: expected at most --train.steps 10, found 11"):
         RunConfig(optim=OptimConfig(warmup_steps=11), train=TrainConfig(steps=10))
+    RunConfig(optim=OptimConfig(warmup_steps=4, schedule_from=6), train=TrainConfig(steps=10))
+    with pytest.raises(ConfigError, match=r"at most --train.steps 10 less --optim.schedule-from, found 5"):
+        RunConfig(optim=OptimConfig(warmup_steps=5, schedule_from=6), train=TrainConfig(steps=10))
+    with pytest.raises(ConfigError, match=r"--optim.schedule-from: expected less than --train.steps 10, found 10"):
+        RunConfig(optim=OptimConfig(warmup_steps=0, schedule_from=10), train=TrainConfig(steps=10))
     RunConfig(train=TrainConfig(batch_size=12, grad_accum=3), mesh=MeshConfig(data=2, fsdp=2))
     with pytest.raises(ConfigError, match=r"--train.batch-size: .* multiple of grad_accum \* data \* fsdp = 12, found 6"):
         RunConfig(train=TrainConfig(batch_size=6, grad_accum=3), mesh=MeshConfig(data=2, fsdp=2))

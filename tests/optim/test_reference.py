@@ -22,6 +22,17 @@ def test_the_schedule_and_its_reference_agree_at_every_step(schedule, ratio):
             np.testing.assert_allclose(found, learning_rates(cfg, steps, counts), rtol=1e-6, atol=5e-7 * cfg.lr)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_a_schedule_that_begins_anew_is_the_one_of_the_steps_that_are_left(schedule):
+    first = OptimConfig(lr=3e-4, schedule=schedule, warmup_steps=11)
+    anew = OptimConfig(lr=3e-4, schedule=schedule, warmup_steps=11, schedule_from=60)
+    counts = np.arange(100)
+    found = np.asarray(jax.jit(schedule_of(anew, 100))(counts), np.float64)
+    np.testing.assert_allclose(found, learning_rates(anew, 100, counts), rtol=1e-6, atol=5e-7 * anew.lr)
+    np.testing.assert_array_equal(learning_rates(anew, 100, counts)[60:], learning_rates(first, 40, counts[:40]))
+    np.testing.assert_array_equal(found[:60], found[60])
+
+
 def test_the_rates_of_a_run_by_hand():
     cfg = OptimConfig(lr=8.0, schedule="cosine", warmup_steps=4, min_lr_ratio=0.25)
     assert learning_rates(cfg, 8, np.arange(8)) == pytest.approx([2, 4, 6, 8, 5 + 3 * 0.5**0.5, 5, 5 - 3 * 0.5**0.5, 2])

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jaxlm.config.load import fields_that_differ, read_resolved
+from jaxlm.config.schema import OptimConfig
 from jaxlm.contract import ContractError, InputError, Manifest
 from jaxlm.data import batch, batch_crc, build_shards
+from jaxlm.optim.reference import learning_rates
 from jaxlm.run import History, Layout, Run, audit
 from jaxlm.run.lineage import changes_of, parents_at
 from jaxlm.tokenizer import Tokenizer
@@ -231,11 +233,13 @@ def _stop(self, step, validation):
 
 
 def test_a_warm_restart_takes_the_new_schedule_and_alarms_at_nothing(halted):
-    cfg = replaced(replaced(tiny_config(steps=16), "optim", lr=1e-3, schedule="constant"), "checkpoint", every=8)
+    fields = {"lr": 1e-3, "warmup_steps": 3, "schedule_from": 8}
+    cfg = replaced(replaced(tiny_config(steps=16), "optim", **fields), "checkpoint", every=8)
     run = fit(cfg, out=halted, declare="warm restart", say=quiet)
     records = run.telemetry()
-    assert [record["lr"] for record in records[8:]] == pytest.approx([1e-3] * 8)
-    assert records[7]["lr"] != pytest.approx(1e-3)
+    anew = OptimConfig(lr=1e-3, warmup_steps=3)
+    assert [record["lr"] for record in records[8:]] == pytest.approx(learning_rates(anew, 8, np.arange(8)), rel=1e-5)
+    assert records[7]["lr"] > records[8]["lr"] < records[10]["lr"] == pytest.approx(1e-3)
     assert len(records) == 16
     assert events(run, "alarm") == []
     assert broken(run.path) == []
