@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from jaxlm.parallel.rules import sharding
 from jaxlm.train.probes import Bench, Probe
 from jaxlm.train.state import policy, put_batch, rules
 
+LAYERS = 2
 LOUD = 100.0  # times its usual size: what a branch adds outweighs its input, which half precision would round it to
 DEVIATIONS = 6.0  # of a binomial share
 SCALED = 5e-3  # relative error of a scale: 1 - rate is rounded to the compute dtype
@@ -31,7 +33,8 @@ SCALED = 5e-3  # relative error of a scale: 1 - rate is rounded to the compute d
 def dropout_rate(bench: Bench) -> Probe:
     """Of what attention and the feed-forward add, the config's share is dropped, and the rest is divided by the share kept.
 
-    Seen in one small layer without norms, which adds what one branch makes to its input: with a key, and without.
+    Seen in two small layers without norms, of which one adds what one branch makes to its input: with a key, and without. What
+    is dropped in one place says nothing about what is dropped in another.
     """
     name, rate = "dropout_rate", bench.cfg.model.dropout
     if not rate:
@@ -51,29 +54,45 @@ def dropout_rate(bench: Bench) -> Probe:
     params = jax.tree.map(draw, param_specs(cfg.model), is_leaf=is_spec)
     last = jax.jit(functools.partial(_last, cfg=cfg))  # its own, traced anew
     expected = f"{1 - rate:.4g} kept, times {1 / (1 - rate):.4g}"
+    masks: dict[str, np.ndarray] = {}
     for writer, words in (("wo", "attention"), ("w_down", "the feed-forward")):
-        kept_BTD, scale = _seen(last, _of_one_branch(params, writer, cfg), batch)
-        share = float(kept_BTD.mean())
-        unlikely = abs(share - (1 - rate)) > DEVIATIONS * math.sqrt(rate * (1 - rate) / kept_BTD.size) + 1e-3
-        if unlikely or not abs(scale * (1 - rate) - 1) <= SCALED:
-            return Probe(name, False, f"of {words} {expected}", f"{share:.4g} kept, times {scale:.4g}")
-    return Probe(name, True, expected, "so of attention and the feed-forward")
+        for layer in range(LAYERS):
+            kept_BTD, scale = _seen(last, _of_one_branch(params, writer, layer), batch)
+            share = float(kept_BTD.mean())
+            if _unlikely(share, 1 - rate, kept_BTD.size) or not abs(scale * (1 - rate) - 1) <= SCALED:
+                return Probe(name, False, f"of {words} {expected}", f"{share:.4g} kept, times {scale:.4g}")
+            masks[f"{words} in layer {layer}"] = kept_BTD
+    for (one, first), (other, second) in itertools.combinations(masks.items(), 2):
+        both = float((first & second).mean())
+        if _unlikely(both, (1 - rate) ** 2, first.size):
+            why = f"{(1 - rate) ** 2:.4g} kept of {one} and of {other}, which are drawn apart"
+            return Probe(name, False, why, f"{both:.4g}")
+    return Probe(name, True, expected, "so of attention and the feed-forward, drawn apart in every layer")
+
+
+def _unlikely(share: float, expected: float, draws: int) -> bool:
+    return abs(share - expected) > DEVIATIONS * math.sqrt(expected * (1 - expected) / draws) + 1e-3
 
 
 def _small(cfg: RunConfig) -> RunConfig:
-    """The config of one small layer that adds to its input, and norms nothing; dropout, precision and mesh are the run's."""
+    """The config of small layers that add to their input, and norm nothing; dropout, precision and mesh are the run's."""
     even = math.lcm(64, cfg.mesh.size)
-    model = dataclasses.replace(
-        cfg.model, d_model=even, d_ff=even, vocab_size=even, head_dim=4, n_layers=1, norm="none", residual=True, init_std=1.0
-    )
+    model = dataclasses.replace(cfg.model, d_model=even, d_ff=even, vocab_size=even, head_dim=4, n_layers=LAYERS)
+    model = dataclasses.replace(model, norm="none", residual=True, init_std=1.0)
     return dataclasses.replace(cfg, model=model)
 
 
-def _of_one_branch(params: Params, writer: str, cfg: RunConfig) -> Params:
-    """`params` in which the branch that ends in `writer` is loud, and the other adds nothing."""
+def _of_one_branch(params: Params, writer: str, layer: int) -> Params:
+    """`params` in which the branch that ends in `writer` is loud in one layer, and all else adds nothing."""
     blocks = params.blocks
-    loud = {name: getattr(blocks, name) * (LOUD if name == writer else 0.0) for name in ("wo", "w_down")}
-    return dataclasses.replace(params, blocks=dataclasses.replace(blocks, **loud))
+
+    def loud(name: str) -> jax.Array:
+        leaf = getattr(blocks, name)
+        factors = np.zeros((LAYERS, *(1 for _ in leaf.shape[1:])), np.float32)
+        factors[layer] = LOUD if name == writer else 0.0
+        return leaf * factors
+
+    return dataclasses.replace(params, blocks=dataclasses.replace(blocks, **{name: loud(name) for name in ("wo", "w_down")}))
 
 
 def _last(params: Params, batch: Batch, key: jax.Array | None, cfg: RunConfig) -> jax.Array:

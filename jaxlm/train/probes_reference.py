@@ -25,29 +25,31 @@ from jaxlm.train.state import even_length, put_batch, rules
 from jaxlm.train.step import batch_logits
 
 ROWS, READ = 22, 11  # rows of the small vocabulary, and how many of them are tokens of the batch; the others are only predicted
-POSITIONS = 24  # of a row, in two documents
+LEAST, MOST = 24, 256  # positions of a row
+PRODUCTS = 1e10  # multiplications of weights that so many positions may cost: in float64, about a second
+DOCUMENTS = 6  # of a row: the first, which is long, and short ones
 CAP, WINDOW = 2.0, 5  # a cap of scores and a window that so few positions can show
 SIZES = {"wq": 1.2, "wk": 1.2, "wv": 1.0, "wo": 2.0, "w_gate": 1.5, "w_up": 1.5, "w_down": 1.5}  # times inputs**-0.5
 UNNORMED = 0.6  # of these, where activations are not normed and grow from layer to layer
 
 
 def reference(bench: Bench) -> Probe:
-    """Logits of two documents in a row = those of each alone by `jaxlm.model.reference`, in float64.
+    """Logits of six documents in a row = those of each alone by `jaxlm.model.reference`, in float64.
 
     Of the run's config and parameters: the first layer and the last, and 22 rows of the embedding and the head, so that a
     model of any size costs no more than two of its layers at 24 positions (at 8e9 parameters 1.7 GB, some seconds), and one
-    small compilation. What a fault changes shall stand out, and rounding not, whatever the training made of the
-    parameters: every matrix is scaled to a size at which scores, activations and both branches are of order one; gains and
-    biases are random; tokens have a mean that is not 0, and some are so small that `norm_eps` is half of their mean square;
-    a cap of the scores and a window are as small as these scores and rows. The parameters are rounded to the run's
-    precision for both sides.
+    small compilation. Smaller models are followed further out, to the end of their context or to position 255. What a fault
+    changes shall stand out, and rounding not, whatever the training made of the parameters: every matrix is scaled to a size
+    at which scores, activations and both branches are of order one; gains and biases are random; tokens have a mean that is
+    not 0, and some are so small that `norm_eps` is half of their mean square; a cap of the scores and a window are as small
+    as these scores and rows. The parameters are rounded to the run's precision for both sides.
     """
     cfg = _small(bench.cfg)
     held, specs = _cut(bench, cfg), named_leaves(param_specs(cfg.model))
     if others := sorted(held.keys() ^ specs.keys()):
         return Probe("reference", False, "the leaves that the config specifies", f"{', '.join(others[:4])} otherwise")
     leaves = _leaves(held, specs, cfg, bench.rng)
-    batch, documents = _batch(bench, cfg)
+    batch, documents = _batch(bench, cfg, sum(leaf.size for leaf in leaves.values()))
     exact_TV = np.concatenate([document_logits(leaves, cfg.model, ids) for ids in documents])
     placed = {
         name: processes.put(leaf, sharding(bench.mesh, rules(cfg).weight(specs[name].dims))) for name, leaf in leaves.items()
@@ -82,16 +84,17 @@ def _small(cfg: RunConfig) -> RunConfig:
     return dataclasses.replace(cfg, model=small)
 
 
-def _batch(bench: Bench, cfg: RunConfig) -> tuple[Batch, tuple[np.ndarray, np.ndarray]]:
-    """Two documents in every row, the same ones, and the ids of each."""
-    length = even_length(min(POSITIONS, cfg.model.context_length), cfg)
-    border = max(1, length * 5 // 8)
-    ids = (np.arange(length) * 3 % READ).astype(np.int32)  # every token, the small ones among the others
-    at = np.arange(length, dtype=np.int32)
-    second = at >= border
-    segments, positions = np.where(second, 2, 1).astype(np.int32), np.where(second, at - border, at).astype(np.int32)
-    row = (ids, np.roll(ids, -1), ~second, segments, positions)
-    return Batch(*(np.tile(x[None], (bench.shards, 1)) for x in row)), (ids[:border], ids[border:])
+def _batch(bench: Bench, cfg: RunConfig, weights: int) -> tuple[Batch, list[np.ndarray]]:
+    """Some documents in every row, the same ones, and the ids of each. weights: of the small model."""
+    length = even_length(min(max(LEAST, min(MOST, int(PRODUCTS / weights))), cfg.model.context_length), cfg)
+    ids = np.random.default_rng(1).integers(READ, size=length, dtype=np.int32)
+    ids[:READ] = np.arange(READ)[:length] * 3 % READ  # every token, the small ones among the others
+    begins = np.unique(np.append(0, np.linspace(max(1, length * 5 // 8), length, DOCUMENTS).astype(int)[:-1]))
+    at = np.arange(length)
+    segments = np.searchsorted(begins, at, side="right").astype(np.int32)
+    positions = (at - begins[segments - 1]).astype(np.int32)
+    row = (ids, np.roll(ids, -1), segments == 1, segments, positions)
+    return Batch(*(np.tile(x[None], (bench.shards, 1)) for x in row)), np.split(ids, begins[1:])
 
 
 def _cut(bench: Bench, cfg: RunConfig) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from jaxlm.train.state import TrainState
 MOVED, NOISE = 2e-3, 4e-6
 LARGEST = 0.05  # share of a parameter that it is moved by, at most
 AGREE = 0.15  # relative difference of a derivative and a difference, over rounding: what curvature may do
-CORNER = 8  # elements along each axis of a leaf that are followed through the update
+FOLLOWED = 512  # elements of a leaf that are followed through the update, drawn from all over it
 CURVED = 0.25  # of a disagreement: what half the shift may change of it, for it to be a verdict
 PLACES = 33  # updates at which the schedule is asked, evenly spaced
 EXACT = 2e-3  # relative difference of an update in float32 and in float64
@@ -99,10 +99,10 @@ def _loss(bench: Bench, params: dict[str, Any]) -> float:
 
 
 def update_rule(bench: Bench) -> Probe:
-    """Three updates from a fresh state, the first of a gradient that is clipped, the last one halfway down the schedule, are
-    those of AdamW as the config describes it.
+    """Four updates from a fresh state, the first of a gradient that is clipped, the last ones halfway down the schedule and at
+    its end, are those of AdamW as the config describes it.
 
-    Followed in a corner of every leaf, in float64. Sees clipping, bias correction, epsilon, betas, decay and rate that are
+    Followed in some elements of every leaf, in float64. Sees clipping, bias correction, epsilon, betas, decay and rate that are
     not the config's. No program is compiled for it that other probes do not need.
     """
     name, cfg = "update_rule", bench.cfg.optim
@@ -110,26 +110,27 @@ def update_rule(bench: Bench) -> Probe:
     norm = math.sqrt(sum(_dot(g, g) for g in jax.tree.leaves(gradients.grads)))
     limit = cfg.clip_norm or 1.0
     state = bench.state(bench.params)
-    rule = {leaf: _Rule(cfg, leaf, _corner(p)) for leaf, p in named_leaves(state.params).items()}
+    rule = {leaf: _Rule(cfg, leaf, _some(p)) for leaf, p in named_leaves(state.params).items()}
     steps = bench.cfg.train.steps
-    for count, size in ((0, 2.0 * limit), (min(1, steps - 1), -0.3 * limit), (_halfway(cfg, steps), 0.5 * limit)):
+    counts = (0, min(1, steps - 1), _halfway(cfg, steps), steps - 1)
+    for count, size in zip(counts, (2.0 * limit, -0.3 * limit, 0.5 * limit, 0.4 * limit), strict=True):
         state = at_count(state, count)
         given = jax.tree.map(lambda g, size=size: g * (size / norm), gradients.grads)
-        before = {leaf: _corner(p) for leaf, p in named_leaves(state.params).items()}
+        before = {leaf: _some(p) for leaf, p in named_leaves(state.params).items()}
         state, _ = bench.apply(state, gradients._replace(grads=given))
         rate = float(learning_rates(cfg, steps, np.array(count)))
         clip = min(1.0, limit / abs(size)) if cfg.clip_norm else 1.0
-        corners = {leaf: _corner(g) for leaf, g in named_leaves(given).items()}
+        given_here = {leaf: _some(g) for leaf, g in named_leaves(given).items()}
         for leaf, p in named_leaves(state.params).items():
-            expected = rule[leaf].update(corners[leaf] * clip, before[leaf], count + 1, rate)
-            moved = _corner(p) - before[leaf]
+            expected = rule[leaf].update(given_here[leaf] * clip, before[leaf], count + 1, rate)
+            moved = _some(p) - before[leaf]
             # What is added to a parameter is rounded to the parameter's last bit.
             allowed = EXACT * np.abs(expected).max() + 2.0**-23 * np.abs(before[leaf])
             if (np.abs(moved - expected) > allowed).any():
                 worst = np.unravel_index(np.argmax(np.abs(moved - expected) - allowed), moved.shape)
                 why = f"update {count + 1} of {leaf} as AdamW says, {expected[worst]:.6g}"
                 return Probe(name, False, why, f"{moved[worst]:.6g}")
-    return Probe(name, True, "three updates as AdamW says", f"those of {len(rule)} leaves")
+    return Probe(name, True, f"{len(counts)} updates as AdamW says", f"those of {len(rule)} leaves")
 
 
 def at_count(state: TrainState, count: int) -> TrainState:
@@ -160,10 +161,12 @@ def schedule(bench: Bench) -> Probe:
     return Probe("schedule", True, "the rates of the config's schedule", f"those, at {len(counts)} of {steps} updates")
 
 
-def _corner(leaf: jax.Array) -> np.ndarray:
-    """The corner of what this process's first device holds of a leaf; gradients lie as their parameters do."""
-    held = np.asarray(leaf.addressable_shards[0].data)
-    return held[tuple(slice(0, CORNER) for _ in held.shape)].astype(np.float64)
+def _some(leaf: jax.Array) -> np.ndarray:
+    """Elements of what this process's first device holds of a leaf, float64; of gradients, which lie as their parameters do,
+    the same ones."""
+    held = np.asarray(leaf.addressable_shards[0].data).reshape(-1)
+    chosen = np.random.default_rng(held.size).integers(held.size, size=FOLLOWED) if held.size > FOLLOWED else slice(None)
+    return held[chosen].astype(np.float64)
 
 
 class _Rule:

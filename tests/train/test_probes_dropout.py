@@ -67,6 +67,15 @@ def test_another_rate_or_scale_is_seen(name, precision, monkeypatch):
     assert not probed(0.1, precision).passed
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_drawn_once_for_all_layers_is_seen(precision, monkeypatch):
+    real = transformer.dropout
+    monkeypatch.setattr(transformer, "dropout", lambda x, rate, key: real(x, rate, None if key is None else jax.random.key(3)))
+    found = probed(0.1, precision)
+    assert not found.passed
+    assert "drawn apart" in found.expected
+
+
 def test_dropout_that_is_left_out_of_one_branch_is_seen(monkeypatch):
     real, calls = transformer.dropout, iter(range(100))
     monkeypatch.setattr(transformer, "dropout", lambda x, rate, key: x if next(calls) % 2 else real(x, rate, key))

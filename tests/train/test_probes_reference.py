@@ -135,6 +135,19 @@ def turned_first(x, gain, *, eps):
     return rms_norm(x, gain if x.ndim == 3 else jnp.roll(gain, 1), eps=eps)
 
 
+def own_block(segments, positions, *, window=0, real=attention.packed):
+    """Queries from position 32 of a document on see keys from there on alone."""
+    ranges = real(segments, positions, window=window)
+    begins = jnp.arange(segments.shape[1])[None] - positions + 32
+    return ranges._replace(start_BT=jnp.where(positions >= 32, jnp.maximum(ranges.start_BT, begins), ranges.start_BT))
+
+
+def open_from_the_fourth(segments, positions, *, window=0, real=attention.packed):
+    """Documents from the fourth on see all that is before them."""
+    ranges = real(segments, positions, window=window)
+    return ranges._replace(start_BT=jnp.where(segments >= 4, 0, ranges.start_BT))
+
+
 OTHER = {"half": "interleaved", "interleaved": "half"}
 # The config's fields, what is replaced, and by what.
 FAULTS = {
@@ -155,6 +168,15 @@ FAULTS = {
     "cap of scores": ({"attention_softcap": 50.0}, attention, "attention", lambda *rest, softcap: attend(*rest, softcap=0.0)),
     "cap of logits": ({"logit_softcap": 30.0}, transformer, "softcap", lambda x, cap: x),
     "window": ({"window": 16}, attention, "packed", lambda s, p, window, real=attention.packed: real(s, p, window=0)),
+    "a seam of positions": (
+        {}, transformer, "rope_angles", lambda p, width, *, theta: rope_angles(p + 16 * (p >= 32), width, theta=theta),
+    ),
+    "a seam far out": (
+        {"context_length": 512}, transformer, "rope_angles",
+        lambda p, width, *, theta: rope_angles(p + (p >= 150), width, theta=theta),
+    ),
+    "far keys": ({}, attention, "packed", own_block),
+    "the fourth document": ({}, attention, "packed", open_from_the_fourth),
     "silu": ({}, transformer, "ACTIVATIONS", ACTIVATIONS | {"swiglu": ACTIVATIONS["gelu"]}),
     "gelu": ({"ffn": "gelu"}, transformer, "ACTIVATIONS", ACTIVATIONS | {"gelu": ACTIVATIONS["silu"]}),
     "pairing": ({}, transformer, "rotate", lambda x, angles, *, pairing: rotate(x, angles, pairing=OTHER[pairing])),

@@ -114,6 +114,29 @@ def test_an_update_that_is_not_the_configs_is_seen(name, bench, monkeypatch):
     assert not rule.update_rule(bench).passed
 
 
+def of_rows_read_at_first(updates, count):
+    first_V = jnp.arange(updates.embed.shape[0]) < 32
+    return dataclasses.replace(updates, embed=jnp.where(first_V[:, None], updates.embed, 0.0))
+
+
+def ends_too_fast(updates, count):
+    return jax.tree.map(lambda u: u * (2.5 if count == CFG.train.steps - 1 else 1.0), updates)
+
+
+@pytest.mark.parametrize("change", [of_rows_read_at_first, ends_too_fast])
+def test_an_update_that_is_another_in_places_or_at_the_end_is_seen(change, bench, monkeypatch):
+    optimizer = optimizer_of(CFG.optim, CFG.train.steps)
+
+    def apply(state, gradients):
+        count = int(state.opt_state[-1].count)
+        updates, opt_state = optimizer.update(gradients.grads, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, change(updates, count))
+        return dataclasses.replace(state, params=params, opt_state=opt_state), None
+
+    monkeypatch.setattr(bench, "apply", apply)
+    assert not rule.update_rule(bench).passed
+
+
 def test_the_same_way_with_the_configs_own_optimizer_passes(bench, monkeypatch):
     optimizer = optimizer_of(CFG.optim, CFG.train.steps)
 

@@ -85,7 +85,7 @@ BUDGETS: dict[str, Budget] = {
     "bytes_per_label": Budget(0.02, "log", _JUMP),
     "supervised_share": Budget(0.02, "log", _JUMP),
     "embedding_rows": Budget(0.02, "log", _JUMP),
-    "dead_layer": Budget(0.0, "log", "an exact zero, steps in a row"),
+    "dead_layer": Budget(0.0, "log", "an exact zero, twice in 16 steps"),
     "frozen_parameter": Budget(0.0, "stop", "a norm equal to the bit under updates that it could show"),
     "norm_sum": Budget(0.0, "stop", _EXACT),
     "parameter_jump": Budget(0.0, "rollback", _EXACT),

@@ -245,9 +245,13 @@ def test_exact_zeros_and_faint_layers():
     good = {"lr": 0.1, "finite": True, "grad_norms": {"blocks/wq": [1.0, 2.0, 3.0], "embed": 1.0}}
     zero = good | {"grad_norms": {"blocks/wq": [1.0, 2.0, 0.0], "embed": 1.0}}
     rows = [row | {"step": step} for step, row in enumerate([good, zero, good, zero, zero, zero], 1)]
-    assert run(dead.dead, dead.observe, rows) == [(5, "dead_layer")]
+    assert run(dead.dead, dead.observe, rows) == [(step, "dead_layer") for step in (4, 5, 6)]
+    late = [(zero if step % 4 == 3 else good) | {"step": step} for step in range(1, 13)]
+    assert run(dead.dead, dead.observe, late) == [(7, "dead_layer"), (11, "dead_layer")]
+    rare = [(zero if step % 16 == 3 else good) | {"step": step} for step in range(1, 40)]
+    assert run(dead.dead, dead.observe, rare) == []
     still = good | {"update_norms": {"embed": 0.0}}
-    assert run(dead.dead, dead.observe, [still | {"step": s} for s in (1, 2, 3)]) == [(2, "dead_layer")]
+    assert run(dead.dead, dead.observe, [still | {"step": s} for s in (1, 2)]) == [(2, "dead_layer")]
     assert run(dead.dead, dead.observe, [still | {"step": s, "lr": 0.0} for s in (1, 2, 3)]) == []
     assert run(dead.dead, dead.observe, [still | {"step": s, "finite": False} for s in (1, 2, 3)]) == []
     faint = [{"step": s, "activations": {"attn_rms": [1.0, 1e-4, 0.9], "mlp_rms": [1.0, 1.0, 1.0]}} for s in range(1, 20)]
