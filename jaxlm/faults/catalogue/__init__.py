@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxlm.contract import InputError
 from jaxlm.faults.catalogue import (
+    attention,
     batch,
     checkpoint,
     data,
@@ -17,7 +18,7 @@ from jaxlm.faults.catalogue import (
 )
 from jaxlm.faults.fault import Fault
 
-_LAYERS = (tokenizer, data, batch, model, numerics, optimizer, distribution, checkpoint, inference, evaluation)
+_LAYERS = (tokenizer, data, batch, attention, model, numerics, optimizer, distribution, checkpoint, inference, evaluation)
 
 CATALOGUE: dict[str, Fault] = {fault.name: fault for layer in _LAYERS for fault in layer.FAULTS}
 """All faults by name, in the order of the stack."""

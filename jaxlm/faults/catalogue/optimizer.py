@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.data import Batch
-from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch
+from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch, Program
 from jaxlm.faults.leaves import all_changed, changed, times
 from jaxlm.train.state import TrainState
 
@@ -90,6 +90,34 @@ def _times_ten(real: Callable) -> Callable:
         return lambda count: 10.0 * inner(count)
 
     return schedule_of
+
+
+def _higher_floor(real: Callable) -> Callable:
+    """The rate that updates are made with stops falling at a quarter of the peak; the one that is reported does not."""
+
+    def schedule_of(cfg: Any, steps: int) -> Callable:
+        inner = real(cfg, steps)
+        return lambda count: jnp.where(count < cfg.warmup_steps, inner(count), jnp.maximum(inner(count), 0.25 * cfg.lr))
+
+    return schedule_of
+
+
+def _old_rows_alone(updates: Any, count: jax.Array) -> Any:
+    moving_V = jnp.arange(updates.embed.shape[0]) < 256
+    return dataclasses.replace(updates, embed=updates.embed * moving_V[:, None])
+
+
+def _now_and_then(real: Callable) -> Callable:
+    """Every fourth update is made without a gradient of the feed-forward."""
+
+    def apply(state: TrainState, gradients: Any) -> Any:
+        arrived = (state.step % 4 != 3).astype(jnp.float32)
+        blocks = gradients.grads.blocks
+        late = {name: getattr(blocks, name) * arrived for name in ("w_gate", "w_up", "w_down")}
+        grads = dataclasses.replace(gradients.grads, blocks=dataclasses.replace(blocks, **late))
+        return real(state, gradients._replace(grads=grads))
+
+    return apply
 
 
 class _ClippedSums:
@@ -287,6 +315,35 @@ FAULTS = (
         incident="gradient scaling after a change of the world size; no report is cited",
         plant=tuple(Patch(target, _sum_for_mean) for target in GRADIENTS),
         seen_by=("gradient_of_loss",),
+    ),
+    Fault(
+        name="floor_too_high",
+        layer="optimizer",
+        mechanism="The rate of the updates stops at a quarter of the peak, where the config, and the log, say a tenth.",
+        symptom="None: the last part of the schedule is a little worse.",
+        incident="a default of min_lr beside a ratio in another unit; no report is cited",
+        plant=(Patch(f"{BUILD}:schedule_of", _higher_floor),),
+        seen_by=("update_rule",),
+    ),
+    Fault(
+        name="new_rows_frozen",
+        layer="optimizer",
+        mechanism="Rows of the embedding beyond the first 256 are never updated.",
+        symptom="Rare tokens stay what they were drawn as.",
+        incident="masks for added tokens, the wrong way round; no report is cited",
+        plant=_updates(_old_rows_alone),
+        seen_by=("update_rule",),
+    ),
+    Fault(
+        name="gradients_come_late",
+        layer="optimizer",
+        mechanism="In every fourth step the feed-forward has no gradient: its bucket is reduced after the update.",
+        symptom="None.",
+        incident="races between backward hooks and the optimizer; no report is cited",
+        plant=(Program((Patch("jaxlm.faults.planting:apply_gradients", _now_and_then),)),),
+        seen_by=("dead_layer",),
+        at=BEGINS,
+        within=8,
     ),
     Fault(
         name="moments_lost",
