@@ -12,7 +12,7 @@ import numpy as np
 from jaxlm.checkpoint import require_restored
 from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import ContractError, InputError
-from jaxlm.infer.cache import Cursor, decode_steps, pad_left, prefill_step
+from jaxlm.infer.cache import Cursor, decode_steps, empty_cache, pad_left, prefill_step
 from jaxlm.infer.sampling import Knobs, Sampling
 from jaxlm.model import POLICIES, Params
 from jaxlm.run import Run
@@ -80,6 +80,33 @@ class _Row:
         return text
 
 
+def _require_precision(engine: Engine, asked: str, *, artifact: object) -> None:
+    """Raise ContractError where the engine computes, or keeps its cache, in other dtypes than those of the precision asked for.
+
+    Looked up where training looks them up, and asked of the cache that the engine makes, not of what the engine says.
+    """
+    from jaxlm.model.precision import POLICIES as TRAINED
+
+    made = jax.eval_shape(lambda: empty_cache(engine.cfg, 1, capacity=1, policy=engine.policy))
+    wanted, policy = TRAINED[asked], engine.policy
+    pairs = {
+        "precision": (asked, engine.precision),
+        "activations": (wanted.compute, policy.compute),
+        "logits": (wanted.logits, policy.logits),
+        "keys": (wanted.compute, made.k.dtype.name),
+        "values": (wanted.compute, made.v.dtype.name),
+    }
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if differing:
+        raise ContractError(
+            "model",
+            artifact=artifact,
+            expected=f"{asked} as trained, or as asked for: " + ", ".join(f"{n} {a}" for n, (a, _) in differing.items()),
+            found=", ".join(f"{n} {b}" for n, (_, b) in differing.items()),
+            remedy="Ask for another precision by its name, Engine.of(run, precision=...), or leave it as the run has it.",
+        )
+
+
 class Engine:
     """Parameters, tokenizer and config, ready to generate."""
 
@@ -94,17 +121,21 @@ class Engine:
             )
         if precision not in POLICIES:
             raise ValueError(f"precision: expected one of {', '.join(POLICIES)}, found {precision!r}")
-        self.params, self.cfg, self.tokenizer, self.policy = params, cfg, tokenizer, POLICIES[precision]
+        self.params, self.cfg, self.tokenizer = params, cfg, tokenizer
+        self.precision, self.policy = precision, POLICIES[precision]
 
     @classmethod
-    def of(cls, run: Run, *, probes: bool = True) -> Engine:
-        """The engine of a run's checkpoint, in the precision it was trained in.
+    def of(cls, run: Run, *, precision: str | None = None, probes: bool = True) -> Engine:
+        """The engine of a run's checkpoint, in the precision it was trained in unless another is asked for.
 
-        probes: run the static probes of inference first, in some seconds. Raises ContractError where one fails, or where the
-        parameters are not bit by bit those of the checkpoint, which takes about a second for each gigabyte.
+        probes: run the static probes of inference first, in some seconds. Raises ContractError where one fails, where the
+        engine has another precision, or where the parameters are not bit by bit those of the checkpoint, which takes about a
+        second for each gigabyte.
         """
-        engine = cls(run.params, run.config.model, run.tokenizer, precision=run.config.train.precision)
+        asked = precision or run.config.train.precision
+        engine = cls(run.params, run.config.model, run.tokenizer, precision=asked)
         where = run.checkpoints.path(run.step)
+        _require_precision(engine, asked, artifact=where)
         require_restored(engine.params, run.checkpoint, artifact=f"the parameters to infer with, of {where}", below="params")
         if probes:
             from jaxlm.infer.probes import run_probes

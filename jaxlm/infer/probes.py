@@ -2,8 +2,7 @@
 
 A cache whose positions are off by one, a stop string that is shown, half a character: such text looks like that of a worse
 model. Each probe compares with what is simple: the forward pass that trains, NumPy, the text decoded at once. All of them
-write nothing. They call `prefill`, `extend`, `decode` and `draw`, in float32, not in the run's own precision, and the loop of
-the engine around them with ids that are given.
+write nothing. They call `draw`, and the loop of the engine with ids that are given; those of the cache are in `probes_cache`.
 
 Axes: B batch, T position, V vocabulary.
 """
@@ -11,7 +10,6 @@ Axes: B batch, T position, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -19,69 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.infer import cache as caches
-from jaxlm.infer.cache import Cache, Cursor, pad_left
+from jaxlm.infer.cache import Cache, Cursor
 from jaxlm.infer.engine import CHUNK, Engine, FinishReason, _Row
+from jaxlm.infer.probes_cache import all_of, cache
 from jaxlm.infer.sampling import Knobs, Sampling, filtered
-from jaxlm.model import POLICIES, Params, forward
 from jaxlm.tokenizer import StreamDecoder, Tokenizer
 from jaxlm.train.probes import Probe
 
-POLICY = POLICIES["float32"]  # in any other, rounding moves what a fault moves; the functions are the same
-TOLERANCE = 1e-4  # of the largest logit
-PROMPT, STEPS = 7, 4  # tokens of the longer prompt, and those that follow
 SAMPLED = (32, 20, 24)  # rows, ids, and ids with padding, of the logits that are sampled from
 # Characters of one to four bytes next to each other, with marks, joiners and flags.
 TEXT = "a\u00e9\u20ac\U0001f600 \u0416\u6771\u4eac\U0001f1e9\U0001f1ea e\u0301\u200d\n\ufeff0"
-
-
-def cache(engine: Engine) -> Probe:
-    """Left-padded prompts of two lengths, read and continued, give the logits of the forward pass on each row alone.
-
-    Once with tokens that are given, which fill the longer row's cache and then one more, and once with those drawn at
-    temperature 0, which are the likeliest of the forward pass. Computed in float32, which the parameters are stored in.
-    Costs one compilation of four passes over the model, and 64 positions.
-    """
-    name, cfg, vocab = "cache", engine.cfg, engine.cfg.vocab_size
-    longest = min(PROMPT, cfg.context_length - 1)
-    lengths = (max(1, longest // 2), longest)
-    steps = min(STEPS, cfg.context_length - longest)
-    capacity = longest + steps
-    ids_BT = np.random.default_rng(0).integers(0, vocab, (2, capacity), dtype=np.int32)
-    rows = list(zip(ids_BT, lengths, strict=True))
-    tokens_BT, lengths_B = map(jnp.asarray, pad_left([row[:n].tolist() for row, n in rows], longest + 2))
-    fed_TB = jnp.asarray([[row[min(n + t, capacity - 1)] for row, n in rows] for t in range(steps + 1)])
-    keys_B, knobs = jax.random.split(jax.random.key(0), 2), Sampling(temperature=0.0).knobs()
-
-    @jax.jit
-    def both(params: Params) -> tuple[jax.Array, ...]:
-        cursor = caches.prefill(params, tokens_BT, lengths_B, keys_B, knobs, cfg, capacity=capacity, policy=POLICY)
-
-        def feed(held: Cache, next_B: jax.Array) -> tuple[Cache, tuple[jax.Array, jax.Array]]:
-            logits_BTV, held = caches.extend(params, held, next_B[:, None], jnp.ones_like(next_B), cfg, policy=POLICY)
-            return held, (logits_BTV[:, 0, :vocab], held.k[:, 1, -1])
-
-        _, (fed_TBV, last_slot) = jax.lax.scan(feed, cursor.cache, fed_TB)
-        drawn_BT, after = caches.decode(params, cursor, knobs, cfg, steps=steps, policy=POLICY)
-        told = [jnp.concatenate([row[:n], drawn]) for (row, n), drawn in zip(rows, drawn_BT, strict=True)]
-        told_BT = jnp.stack([jnp.pad(ids, (0, capacity - len(ids))) for ids in told])
-        plain_BTV = forward(params, jnp.concatenate([ids_BT, told_BT]), cfg, policy=POLICY)
-        return fed_TBV, last_slot, drawn_BT, after.finite, plain_BTV
-
-    fed_TBV, last_slot, drawn_BT, finite, plain_BTV = (np.asarray(x) for x in both(engine.params))
-    size = float(np.abs(plain_BTV).max())
-    off, short = [], []
-    for b, n in enumerate(lengths):
-        fed = min(steps + 1, capacity - n)
-        off.append(np.abs(fed_TBV[:fed, b] - plain_BTV[b, n : n + fed]).max() / size)
-        likely_TV = plain_BTV[2 + b, n - 1 : n - 1 + steps]
-        short.append((likely_TV.max(axis=-1) - likely_TV[np.arange(steps), drawn_BT[b].clip(0, vocab - 1)]).max() / size)
-    found = {
-        f"logits (off by {np.max(off):.2g})": bool(np.max(off) <= TOLERANCE),
-        f"greedy tokens (short by {np.max(short):.2g})": bool(np.max(short) <= TOLERANCE and (drawn_BT < vocab).all()),
-        "a full cache kept": bool((last_slot[steps - 1] == last_slot[steps]).all()),
-        "finite": bool(finite) and math.isfinite(size),
-    }
-    return _all_of(name, f"the logits and tokens of the forward pass, to {TOLERANCE:g}", found)
 
 
 def prompt(engine: Engine) -> Probe:
@@ -138,7 +83,7 @@ def greedy(engine: Engine) -> Probe:
         found[", ".join(f"{name} {value:g}" for name, value in knobs.items())] = same and bool(
             np.isfinite(exact_BV[all_B, drawn_B.clip(0, vocab - 1)]).all() and (drawn_B < vocab).all()
         )
-    return _all_of("greedy", "the likeliest token, and draws from what the filters leave", found)
+    return all_of("greedy", "the likeliest token, and draws from what the filters leave", found)
 
 
 def _filtered(
@@ -175,7 +120,7 @@ def streaming(engine: Engine) -> Probe:
         f"the text ({wrong} of {len(cuts) + len(whole)} differ)": not wrong,
         f"whole characters (but {replaced} with U+FFFD)": not replaced,
     }
-    return _all_of("streaming", "the text of all ids at once, in whole characters", found)
+    return all_of("streaming", "the text of all ids at once, in whole characters", found)
 
 
 class _Given(Engine):
@@ -207,7 +152,7 @@ def chunks(engine: Engine) -> Probe:
         "their text": [row.text for row in made] == [engine.tokenizer.decode(ids) for ids in drawn_BT[:, :count].tolist()],
         "a key for each row": len(np.unique(there.keys, axis=0)) == 2,
     }
-    return _all_of("chunks", "every id that was drawn, with a key of its own for each row", found)
+    return all_of("chunks", "every id that was drawn, with a key of its own for each row", found)
 
 
 def stop(engine: Engine) -> Probe:
@@ -220,7 +165,7 @@ def stop(engine: Engine) -> Probe:
         "the begin of one": _told(tokenizer, "one \u20ac", stop="\u20ac t") == ("one \u20ac", "one \u20ac", "length"),
         "EOS": _told(tokenizer, "one", after=[eos, *_single_bytes(tokenizer, b" two")]) == ("one", "one", "stop"),
     }
-    return _all_of("stop", "text up to the stop string, or EOS", found)
+    return all_of("stop", "text up to the stop string, or EOS", found)
 
 
 def _told(
@@ -235,11 +180,6 @@ def _told(
 def _single_bytes(tokenizer: Tokenizer, raw: bytes) -> list[int]:
     """One id for each byte."""
     return [int(tokenizer.vocabulary.ids[byte]) for byte in raw]
-
-
-def _all_of(name: str, expected: str, found: dict[str, bool]) -> Probe:
-    missing = ", ".join(word for word, ok in found.items() if not ok)
-    return Probe(name, not missing, expected, f"not: {missing}" if missing else "all of it")
 
 
 PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, chunks, greedy, cache)

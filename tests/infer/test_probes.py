@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.config.schema import ModelConfig
 from jaxlm.contract import ContractError
-from jaxlm.infer import Engine, cache, probes, sampling
+from jaxlm.infer import Engine, cache, probes, probes_cache, sampling
 from jaxlm.infer import engine as engines
-from jaxlm.model import init_params
+from jaxlm.model import POLICIES, abstract_params, init_params
 from jaxlm.run import Run
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train.probes import require
@@ -115,6 +116,55 @@ def test_a_fault_of_the_cache_is_seen(name, engine, monkeypatch):
     there = other(engine, window=3) if "window" in name else engine
     CACHE_FAULTS[name](monkeypatch)
     assert failed(probes.cache(there), "a full cache kept" if "past" in name else "")
+
+
+FAR_FAULTS = {
+    "a window that training did not have": ("Mask", lambda slots, *, capacity, window: masked(
+        slots, capacity=capacity, window=12)),
+    "a table of positions that is too short": ("Mask", lambda slots, **options: (m := masked(slots, **options)).replace(
+        positions_BT=jnp.minimum(m.positions_BT, 31))),
+    "slots that are not written": ("LayerCache", lambda k, v, slots: layered(k, v, jnp.where(slots < 40, slots, k.shape[2]))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAR_FAULTS)
+def test_a_fault_that_begins_further_out_is_seen_where_the_context_ends(name, engine, monkeypatch):
+    attribute, wrong = FAR_FAULTS[name]
+    if attribute == "Mask":
+        monkeypatch.setattr(cache.Mask, "cached", wrong)
+    else:
+        monkeypatch.setattr(cache, attribute, wrong)
+    there = other(engine, window=0)
+    assert all(probes_cache._near(there).values())
+    assert failed(probes.cache(there), "logits at the last 3 of 64 positions, in float32")
+
+
+def test_a_precision_that_is_less_than_what_was_asked_for_is_seen(engine):
+    there = Engine(engine.params, engine.cfg, engine.tokenizer)
+    there.policy = POLICIES["bfloat16"]
+    assert failed(probes.cache(there), "in float32 (off by")
+
+
+def test_a_fault_of_the_served_precision_alone_is_seen(engine, monkeypatch):
+    def coarse(params, held, tokens, lengths_B, cfg, *, policy):
+        logits, made = extended(params, held, tokens, lengths_B, cfg, policy=policy)
+        if policy.compute == "bfloat16":  # a cache of 8 bits
+            made = made._replace(v=made.v.astype(jnp.float8_e4m3fn).astype(made.v.dtype))
+            made = made._replace(k=jnp.round(made.k))
+        return logits, made
+
+    there = Engine(engine.params, engine.cfg, engine.tokenizer, precision="bfloat16")
+    assert probes.cache(there).passed
+    monkeypatch.setattr(cache, "extend", coarse)
+    assert failed(probes.cache(there), "in bfloat16")
+
+
+def test_the_far_end_is_the_context_of_a_small_model_and_bounded_for_a_large_one(engine):
+    assert probes_cache.reach(engine.params, engine.cfg) == engine.cfg.context_length
+    large = ModelConfig(d_model=4096, n_layers=32, n_heads=32, context_length=32768, vocab_size=128_000)
+    positions = probes_cache.reach(abstract_params(large), large)
+    assert 11 <= positions < 200  # on a CPU
+    assert probes_cache.reach(abstract_params(dataclasses.replace(large, n_layers=64)), large) <= positions + 1
 
 
 def test_parameters_that_are_not_finite_are_seen(engine):
@@ -257,6 +307,26 @@ def test_the_engine_of_a_run_is_probed_unless_it_shall_not_be(finished, monkeypa
     with pytest.raises(ContractError, match=r"'probe prompt' is broken at .*00000012: expected the ids of a document"):
         Engine.of(Run.load(finished))
     assert np.isfinite(Engine.of(Run.load(finished), probes=False).params.embed).all()
+
+
+def test_another_precision_than_that_of_the_run_is_refused_unless_it_is_asked_for(finished, monkeypatch):
+    run = Run.load(finished)
+    assert Engine.of(run, probes=False).policy == POLICIES["float32"]
+    assert Engine.of(run, precision="bfloat16", probes=False).policy == POLICIES["bfloat16"]
+    monkeypatch.setattr(engines, "POLICIES", {**POLICIES, "float32": POLICIES["bfloat16"]})
+    match = (
+        r"'model' is broken at .*00000012: expected float32 .* activations float32, keys float32, .* found activations bfloat16"
+    )
+    with pytest.raises(ContractError, match=match):
+        Engine.of(run, probes=False)
+
+
+def test_a_cache_of_other_dtypes_is_refused(finished, monkeypatch):
+    real = engines.empty_cache
+    half = lambda *sizes, **options: (made := real(*sizes, **options))._replace(v=made.v.astype(jnp.bfloat16))  # noqa: E731
+    monkeypatch.setattr(engines, "empty_cache", half)
+    with pytest.raises(ContractError, match=r"expected float32 .* values float32, found values bfloat16"):
+        Engine.of(Run.load(finished), probes=False)
 
 
 # ---- what a draw depends on ------------------------------------------------------------------------------------------

@@ -32,6 +32,12 @@ def _position_late(real: Callable, slots: jax.Array, capacity: int, window: int)
     return mask.replace(positions_BT=mask.positions_BT + decoding)  # type: ignore[no-any-return]
 
 
+def _short_table(real: Callable, slots: jax.Array, capacity: int, window: int) -> Mask:
+    """The table of rotations has 32 rows, and whatever comes after them takes the last one."""
+    mask = real(slots, capacity=capacity, window=window)
+    return mask.replace(positions_BT=jnp.minimum(mask.positions_BT, 31))  # type: ignore[no-any-return]
+
+
 def _padding_seen(real: Callable, slots: jax.Array, capacity: int, window: int) -> Mask:
     """Keys of padding, which were never written, are seen: the range begins where the row does, and ends one late."""
     mask = real(slots, capacity=capacity, window=window)
@@ -56,6 +62,15 @@ def _one_slot_late(real: Callable) -> Callable:
         return logits, after._replace(length_B=after.length_B - 1) if tokens.shape[1] > 1 else after
 
     return extend
+
+
+def _in_half(real: Callable) -> Callable:
+    """Whatever precision is asked for, the engine takes bfloat16."""
+
+    def init(self: Any, params: Any, cfg: Any, tokenizer: Any, *, precision: str = "float32") -> None:
+        real(self, params, cfg, tokenizer, precision="bfloat16")
+
+    return init
 
 
 def _divided(real: Callable) -> Callable:
@@ -123,6 +138,26 @@ FAULTS = (
         incident="unsloth #3699, tiny-llm #46",
         plant=_cached(_position_late),
         seen_by=("cache",),
+        scene="generate",
+    ),
+    Fault(
+        name="rotations_end_early",
+        layer="inference",
+        mechanism="The engine's table of rotations was made for half of the context; later tokens all take its last row.",
+        symptom="Short prompts are continued well, long ones in circles.",
+        incident="tables cached for the first length that was asked for; no report is cited",
+        plant=_cached(_short_table),
+        seen_by=("cache",),
+        scene="generate",
+    ),
+    Fault(
+        name="engine_in_half_precision",
+        layer="inference",
+        mechanism="The engine runs in bfloat16, whatever the run was trained in.",
+        symptom="Text that differs from the evaluated model's wherever two tokens are about as likely.",
+        incident="defaults of serving engines; no report is cited",
+        plant=(Patch("jaxlm.infer.engine:Engine.__init__", _in_half),),
+        seen_by=("model",),
         scene="generate",
     ),
     Fault(
