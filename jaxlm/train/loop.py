@@ -92,6 +92,8 @@ def _steps(session: Session, step: int, progress: Progress) -> bool:
     """The steps from `step` on, to the end of the run or until it is asked to stop; True where a rollback ended them, after
     which the batches are others."""
     cfg = session.cfg
+    session.watchdog.at("the comparison with the checkpoint")
+    session.require_as_saved()
     progress.start(step)
     with Prefetcher(session.share, start=step, stop=cfg.train.steps, depth=cfg.data.prefetch) as batches:
         asked = time.monotonic()

@@ -109,11 +109,17 @@ class Session:
             self._require_not_behind(0)
             self.alarms.go_on(None)
             return initial_state(self.cfg, self.mesh), Mark(0, START)
-        state, mark = self._restored(allow_older)
+        return self._restored(allow_older)
+
+    def require_as_saved(self) -> None:
+        """Raise ContractError where the state is not bit by bit that of the checkpoint that the run goes on from.
+
+        Asked last, when the next thing is a step: whatever was done to the state since it was read, is seen. In a cluster no
+        process holds all of it.
+        """
         if self.saved is not None and not processes.several():
             where = self.store.path(self.saved)
-            require_restored(state, self.store.manifest(self.saved), artifact=f"the state restored from {where}")
-        return state, mark
+            require_restored(self.state, self.store.manifest(self.saved), artifact=f"the state restored from {where}")
 
     def _forget_undone(self) -> None:
         """Remove the checkpoints that a rollback took back and was killed before it could remove them."""

@@ -7,6 +7,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -137,6 +138,37 @@ def test_a_resume_with_other_batches_is_refused_before_its_first_step(halted, co
     monkeypatch.setattr(batches, "permute", fault(batches.permute))
     with pytest.raises(ContractError, match="expected the batch of step 8 again"):
         fit(config, out=halted, say=quiet)
+
+
+def moments_anew(state):
+    *before, adam = state.opt_state
+    adam = dataclasses.replace(adam, mu=jax.tree.map(lambda leaf: leaf * 0, adam.mu))
+    return dataclasses.replace(state, opt_state=(*before, adam))
+
+
+@pytest.mark.parametrize("where", ["as it is opened", "by what runs before the first step"])
+def test_a_restored_state_that_is_changed_before_the_first_step_is_refused(where, halted, config, monkeypatch):
+    loop, session = (importlib.import_module(f"jaxlm.train.{name}") for name in ("loop", "session"))
+    standing, probe = session.Session.standing, loop.probe
+
+    def opened(self, allow_older=False):
+        state, mark = standing(self, allow_older)
+        return moments_anew(state), mark
+
+    def probed(session):
+        results = probe(session)
+        session.state = moments_anew(session.state)
+        return results
+
+    if where == "as it is opened":
+        monkeypatch.setattr(session.Session, "standing", opened)
+    else:
+        monkeypatch.setattr(loop, "probe", probed)
+    before = (halted / "checkpoints" / "00000008" / "manifest.json").read_bytes()
+    with pytest.raises(ContractError, match=r"'restored' is broken at .*00000008: .* found another in opt_state/.*mu"):
+        fit(config, out=halted, say=quiet)
+    assert len(Run.load(halted).telemetry()) == 8
+    assert (halted / "checkpoints" / "00000008" / "manifest.json").read_bytes() == before
 
 
 def test_another_environment_is_said_field_by_field(halted, config, monkeypatch):

@@ -103,6 +103,20 @@ def _swapped_layers(real: Any) -> Any:
     return restored
 
 
+def _cast_moments(real: Any) -> Any:
+    """Once the run is open, the optimizer's second moments pass through bfloat16."""
+
+    def standing(self: Any, *arguments: Any, **options: Any) -> Any:
+        state, mark = real(self, *arguments, **options)
+        if self.saved is None:
+            return state, mark
+        *before, adam = state.opt_state
+        adam = dataclasses.replace(adam, nu=all_changed(adam.nu, rounded))
+        return dataclasses.replace(state, opt_state=(*before, adam)), mark
+
+    return standing
+
+
 FAULTS = (
     Fault(
         name="leaf_missing",
@@ -191,6 +205,16 @@ FAULTS = (
         symptom="None; the run cannot be repeated.",
         incident="torchtitan: RNG state is not saved (checkpointer/dcp.py, a TODO)",
         plant=(Patch(RESTORED, _other_key),),
+        seen_by=("restored",),
+        scene="resume",
+    ),
+    Fault(
+        name="moments_cast_after_restore",
+        layer="checkpoint",
+        mechanism="The checkpoint is read as it should be; then the optimizer's second moments pass through bfloat16.",
+        symptom="None; the run is not the one that was never stopped.",
+        incident="optimizer states cast to save memory once they are loaded; no report is cited",
+        plant=(Patch("jaxlm.train.session:Session.standing", _cast_moments),),
         seen_by=("restored",),
         scene="resume",
     ),
