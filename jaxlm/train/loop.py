@@ -118,6 +118,7 @@ def _step(session: Session, step: int, made: Batch, progress: Progress, *, waite
     # Two kinds: each compiles a program of its own the first time.
     session.watchdog.at("step computed twice" if session.guard.twice(step + 1) else "step", step + 1)
     session.check(made, step)
+    session.require_fed(made, step)
     facts = session.facts(made, step)
     before, checkpoint = session.alarms.began(session.state), session.saved
     copy = copied(session.state) if session.alarms.skip_at else None

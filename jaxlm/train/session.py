@@ -26,6 +26,7 @@ from jaxlm.train.guard import Guard
 from jaxlm.train.pace import Pace
 from jaxlm.train.prepare import Parts, Say
 from jaxlm.train.probes import Probe
+from jaxlm.train.reread import Reread
 from jaxlm.train.rows import BatchFacts, batch_facts
 from jaxlm.train.state import TrainState, abstract_state, batch_rows, initial_state, put_batch
 from jaxlm.train.stop import StopRequest
@@ -69,6 +70,7 @@ class Session:
             layout.checkpoints, keep_last=keep.keep_last, keep_best=keep.keep_best, asynchronous=keep.asynchronous, clean=True
         )
         self.rows = batch_rows(cfg, mesh)
+        self.reread = Reread(parts.data, cfg)
         self.manifest = Manifest.load(layout.path, "run") if layout.manifest.is_file() else None
         self.differing: list[str] = []
         change = self._declared(declare) if ABOUT.get(declare) else None
@@ -254,6 +256,12 @@ class Session:
             borders=(tokenizer.eos_id, tokenizer.bos_id),
             label=f"batch of step {step + 1}",
         )
+
+    def require_fed(self, made: Batch, step: int) -> None:
+        """Raise ContractError where `made` is not what the shards hold at the places of the step after `step`."""
+        size = self.cfg.train.batch_size
+        examples = self.history.index(step) * size + (np.arange(size) if self.rows is None else self.rows)
+        self.reread.require(made, examples, step=step, artifact=f"{self.layout.path}, batch of step {step + 1}")
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One line in the telemetry, and wherever else the config sends it."""

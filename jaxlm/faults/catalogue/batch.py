@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from jaxlm.faults.fault import BEGINS, Fault, Patch
 
 ROWS = "jaxlm.data.batches:rows_of"
 BATCH = "jaxlm.train.session:batch"
+PREFETCHER = "jaxlm.train.loop:Prefetcher"
 
 
 def _rows(change: Callable[[Batch], Batch]) -> tuple[Patch, ...]:
@@ -25,6 +27,20 @@ def _from_step(change: Callable[[Batch], Batch]) -> tuple[Patch, ...]:
         return lambda *a, step, **k: (change if step + 1 >= BEGINS else _same)(real(*a, step=step, **k))
 
     return (Patch(BATCH, make),)
+
+
+def _fed(change: Callable[[Any, int, Batch], Batch]) -> tuple[Patch, ...]:
+    """What the prefetcher gives is another batch from step `BEGINS` on. change: takes the session, the steps done, and what was
+    made for the step."""
+
+    def make(real: Callable) -> Callable:
+        def prefetcher(share: Callable, **options: Any) -> Any:
+            session = share.__self__  # type: ignore[attr-defined]
+            return real(lambda step: change(session, step, share(step)) if step + 1 >= BEGINS else share(step), **options)
+
+        return prefetcher
+
+    return (Patch(PREFETCHER, make),)
 
 
 def _same(made: Batch) -> Batch:
@@ -81,6 +97,42 @@ def _negative_ids(made: Batch) -> Batch:
     tokens = made.tokens.copy()
     tokens[:, -1] = -1
     return made._replace(tokens=tokens)
+
+
+def _further_and_further(session: Any, step: int, made: Batch) -> Batch:
+    return session.share(2 * step - BEGINS + 2)  # type: ignore[no-any-return]
+
+
+def _last_row_late(session: Any, step: int, made: Batch) -> Batch:
+    """The last row is that of the batch before."""
+    before = session.share(step - 1)
+    return Batch(*(np.concatenate([new[:-1], old[-1:]]) for new, old in zip(made, before, strict=True)))
+
+
+def _word_dropout(session: Any, step: int, made: Batch) -> Batch:
+    """One word in thirty is a question mark, wherever it is an input or a label; what begins a row and what parts documents is
+    left alone."""
+    ids = np.concatenate([made.tokens, made.labels[:, -1:]], axis=1)
+    dropped = np.random.default_rng([step, 11]).random(ids.shape) < 1 / 30
+    dropped[:, 0] = False
+    dropped &= session.parts.tokenizer.byte_lengths[ids] > 0
+    ids = np.where(dropped, session.parts.tokenizer.encode("?")[0], ids).astype(np.int32)
+    return made._replace(tokens=ids[:, :-1].copy(), labels=ids[:, 1:].copy())
+
+
+def _joined(session: Any, step: int, made: Batch) -> Batch:
+    """Where a document ends there is a line's end, twice, and no document begins; rows with padding are left as they are."""
+    whole = made.segments[:, -1:] > 0
+    borders = session.parts.tokenizer.byte_lengths == 0
+    line = np.int32(session.parts.tokenizer.encode("\n")[0])
+    t = np.broadcast_to(np.arange(made.tokens.shape[1], dtype=np.int32), made.tokens.shape)
+    return Batch(
+        tokens=np.where(whole & borders[made.tokens], line, made.tokens),
+        labels=np.where(whole & borders[made.labels], line, made.labels),
+        loss_mask=made.loss_mask | whole,
+        segments=np.where(whole, 1, made.segments).astype(np.int32),
+        positions=np.where(whole, t, made.positions).astype(np.int32),
+    )
 
 
 FAULTS = (
@@ -195,5 +247,47 @@ FAULTS = (
         incident="masks combined twice; no report is cited",
         plant=_rows(_thinned),
         seen_by=("batch",),
+    ),
+    Fault(
+        name="batches_passed_over",
+        layer="batch",
+        mechanism="Loader and loop both count the steps, so from a restart on every second batch of the order is never fed.",
+        symptom="None: every batch is new, in order and of text. Half of the text is missing from what was learnt.",
+        incident="cursors that count micro-batches in one place and steps in another; no report is cited",
+        plant=_fed(_further_and_further),
+        seen_by=("batch",),
+        at=BEGINS,
+    ),
+    Fault(
+        name="row_of_batch_before",
+        layer="batch",
+        mechanism="A buffer is handed on before its last row is written: what stands there is the row of the batch before.",
+        symptom="None: the row is text, and it was seen one step ago.",
+        incident="staging buffers that are used again too early; no report is cited",
+        plant=_fed(_last_row_late),
+        seen_by=("batch",),
+        at=BEGINS,
+    ),
+    Fault(
+        name="words_dropped",
+        layer="batch",
+        mechanism="An augmentation for another objective is left on: now and then a word is a question mark, as label as well.",
+        symptom="A loss that moves a little, as with other text; the model asks questions.",
+        incident="word dropout and denoising in causal training; no report is cited",
+        plant=_fed(_word_dropout),
+        seen_by=("batch",),
+        at=BEGINS,
+        within=8,
+    ),
+    Fault(
+        name="documents_joined",
+        layer="batch",
+        mechanism="A collator that leaves special tokens out has line ends in their places, and the row is one document.",
+        symptom="Generation does not end any more; documents see each other, and the loss is no worse for it.",
+        incident="skip_special_tokens before packing; no report is cited",
+        plant=_fed(_joined),
+        seen_by=("batch",),
+        at=BEGINS,
+        within=8,
     ),
 )

@@ -251,7 +251,7 @@ FAULTS = (
         symptom="The loss falls too fast.",
         incident="a dead worker whose last result stays in the queue; no report is cited",
         plant=(Patch(BATCH, lambda real: lambda *a, step, **k: real(*a, step=min(step, BEGINS + 9), **k)),),
-        seen_by=("order", "repeated_batch"),
+        seen_by=("order", "batch", "repeated_batch"),
         at=BEGINS + 11,
     ),
     Fault(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data import Batch
+from jaxlm.data import Batch, permute
 from jaxlm.faults.fault import BEGINS, Disturbed, Fault, Patch, Program
 from jaxlm.faults.leaves import all_changed, changed, layer, rounded, times, with_params
 from jaxlm.model import LossScale
@@ -81,20 +81,27 @@ def _nan_row(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, Ba
     return with_params(state, embed=spoilt), batch
 
 
-def _rare_batch(real: Callable) -> Callable:
-    """The text of one batch is ids in a fixed pattern, as a dump of a binary file would be; as a batch it is in order."""
+def _rare_rows(real: Callable) -> Callable:
+    """The text of one batch is ids in a fixed pattern, as a dump of a binary file would be, between the borders of documents.
 
-    def batch(*arguments: Any, step: int, **options: Any) -> Batch:
-        made: Batch = real(*arguments, step=step, **options)
-        rows, length = made.tokens.shape
-        if step + 1 != BEGINS or length == 1:  # rows of one token are those of the probe of the order
-            return made
-        t = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
-        row = np.arange(rows, dtype=np.int32)[:, None]
-        tokens, labels = (100 + (t + shift) * 7 % 397 + row for shift in (0, 1))
-        return Batch(tokens, labels, np.ones_like(made.loss_mask), np.ones_like(t), t)
+    The shards hold it, in memory: what is fed is what there is, in its place."""
 
-    return batch
+    def prepare(cfg: Any, *arguments: Any, **options: Any) -> Any:
+        parts = real(cfg, *arguments, **options)
+        stream, length = parts.data.train, cfg.model.context_length
+        examples = (BEGINS - 1) * cfg.train.batch_size + np.arange(cfg.train.batch_size)
+        rows = permute(examples, stream.rows(length), seed=cfg.data.order_seed, epoch=0)
+        ids = np.concatenate([np.asarray(shard) for shard in stream.shards])
+        t = np.arange(length)
+        for number, row in enumerate(rows.tolist()):
+            here = ids[row * length : (row + 1) * length]
+            text = parts.tokenizer.byte_lengths[here] > 0
+            here[text] = (100 + t[: len(here)] * 7 % 397 + number)[text]
+        shards = tuple(np.split(ids, stream.offsets[1:]))
+        train = dataclasses.replace(stream, shards=shards)
+        return dataclasses.replace(parts, data=dataclasses.replace(parts.data, train=train))
+
+    return prepare
 
 
 def _never_scaled(real: Any) -> Any:
@@ -230,7 +237,7 @@ FAULTS = (
         mechanism="One batch is no text: ids in a pattern that no text has.",
         symptom="A spike in the loss and in the gradient.",
         incident="PaLM 2022, section 5.1: spikes from certain batches; OPT-175B's logbook",
-        plant=(Patch("jaxlm.train.session:batch", _rare_batch),),
+        plant=(Patch("jaxlm.train.fit:prepare", _rare_rows),),
         seen_by=("loss_spike", "loss_spread", "grad_norm", "layer_gradient", "backward_norm", "loss_ceiling", "z_loss"),
         at=BEGINS,
         within=1,
