@@ -6,6 +6,7 @@ from jaxlm.data.batches import Batch, batch, batch_crc, row_crcs, validation_bat
 from jaxlm.data.checks import check_batch, check_supervised
 from jaxlm.data.content import content_sum, row_sums
 from jaxlm.data.documents import STDLIB, Counts, Document, read_documents
+from jaxlm.data.epoch import require_whole_epoch
 from jaxlm.data.order import permute
 from jaxlm.data.prefetch import Prefetcher
 from jaxlm.data.shards import ShardSet, TokenStream, build_shards, open_shards
@@ -30,6 +31,7 @@ __all__ = [
     "permute",
     "read_documents",
     "require_agreement",
+    "require_whole_epoch",
     "row_crcs",
     "row_sums",
     "split_of",

@@ -218,6 +218,7 @@ UNWATCHED = (
     Patch("jaxlm.data.shards:require_document", lambda real: _nothing),
     Patch("jaxlm.data.shards:_require_all", lambda real: _nothing),
     Patch("jaxlm.data.batches:_with_successors", lambda real: lambda *wanted: batches.rows_of(*wanted)),
+    Patch("jaxlm.train.prepare:require_whole_epoch", lambda real: _nothing),
     Patch("jaxlm.train.prepare:require_agreement", lambda real: lambda *_: []),
     Patch("jaxlm.train.session:require_restored", lambda real: _nothing),
     Patch("jaxlm.train.session:Session.require_same_batches", lambda real: _nothing),

@@ -14,7 +14,7 @@ from pathlib import Path
 from jaxlm.config.load import config_fingerprint, differing_fields, read_resolved, resolved_json
 from jaxlm.config.schema import ConfigError, RunConfig, numbers
 from jaxlm.contract import ContractError, InputError, Manifest, check, write_atomic
-from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agreement, training_texts
+from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agreement, require_whole_epoch, training_texts
 from jaxlm.data.overlap import require_little_overlap, words_of
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
@@ -133,7 +133,7 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
     """Tokenizer and data of a claimed run: those that are there, checked, or new ones.
 
     like: the manifest of the run that is to be reproduced; a tokenizer or data that come out different are ContractErrors. So
-    are shards that are not in the language of the tokenizer.
+    are shards that are not in the language of the tokenizer, or of which an epoch would leave out a part.
     """
     tokenizer = _tokenizer(cfg, layout, say)
     _same("tokenizer", like, tokenizer.manifest, layout.tokenizer)
@@ -146,6 +146,7 @@ def prepare(cfg: RunConfig, layout: Layout, *, say: Say, like: Manifest | None =
         data = build_shards(cfg.data, tokenizer, path)
         say(f"data       written to {path} in {duration(time.monotonic() - began)}")
     check(tokenizer.manifest, path)
+    require_whole_epoch(data, cfg.model.context_length)
     require_little_overlap(data.manifest, cfg.data, artifact=path)
     for line in words_of(data.manifest):
         say(f"data       {line}")
