@@ -2,26 +2,26 @@
 
 A score can be wrong and look like one: a mean of means, padding that counts, a document that begins otherwise than in training,
 a neighbour in the row that is seen. Here the same documents are counted and scored in another way. Costs: every document is
-decoded once more, and at most three are scored again, in a batch of one row.
+decoded once more, six at most are scored again, in batches of one row, and of every batch the devices count a checksum.
 
 Axes: B row, T position.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxlm.contract import ContractError
-from jaxlm.data import Batch, TokenStream
+from jaxlm.data import Batch, TokenStream, content_sum, row_sums
 from jaxlm.evaluate.documents import DocumentScores, ScoredBatch
 from jaxlm.run.scores import differing, figures
 from jaxlm.tokenizer import Tokenizer
 
-ALONE, WINDOWS, AMONG = 3, 16, 64  # documents that are scored alone, of at most so many windows, among the first
+PLACES, WINDOWS = 3, 16  # in a set, of pairs of documents that are scored alone; of at most so many windows each
 TOLERANCE = {"float32": 5e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of the mean loss, what rounding explains
 
 
@@ -36,6 +36,19 @@ def require_figures(result: Mapping[str, Any], lines: list[dict[str, Any]], *, a
     if names := differing(result, computed):
         expected = ", ".join(f"{name} {computed[name]}" for name in names)
         raise _broken(artifact, f"{expected}, as the sums over documents give", ", ".join(f"{result.get(n)}" for n in names))
+
+
+_content = jax.jit(content_sum)
+
+
+def require_placed(made: Batch, placed: Batch, *, artifact: object) -> None:
+    """Raise ContractError where the batch that lies on the devices, of which the losses are, is not the one that was made.
+
+    placed: the arrays that the scoring takes. In a program of its own, of some integers.
+    """
+    expected, found = int(row_sums(made).sum(dtype=np.uint32)), int(_content(placed))
+    if expected != found:
+        raise _broken(artifact, f"the batch that was made, content {expected:08x}", f"{found:08x} on the devices")
 
 
 def require_counts(scores: DocumentScores, tokenizer: Tokenizer, stream: TokenStream, *, artifact: object) -> None:
@@ -90,14 +103,16 @@ def require_alone(
     precision: str,
     artifact: object,
 ) -> None:
-    """Raise ContractError where one of the first documents has another loss in a batch of one row that it has to itself.
+    """Raise ContractError where a document has another loss in a batch of one row that it has to itself.
 
-    score: negative log likelihoods [1, T] of a batch of one row.
+    Two at the beginning, in the middle and at the end of those that are not too long, since the second of two may share a row
+    with the first; where all are too long, the shortest. score: negative log likelihoods [1, T] of a batch of one row.
     """
-    first = range(min(AMONG, len(scores.nll)))
-    count = {i: 1 + math.ceil(max(0, len(stream.document(i)) - 1 - context_length) / stride) for i in first}
-    chosen = [i for i in first if count[i] <= WINDOWS][:ALONE] or [min(first, key=count.__getitem__)]
-    for index in chosen:
+    labels = np.diff(stream.starts[: len(scores.nll) + 1]) - 1
+    short = np.flatnonzero(labels <= context_length + (WINDOWS - 1) * stride)
+    first = np.arange(PLACES) * max(0, len(short) - 2) // (PLACES - 1)
+    chosen = np.unique(np.concatenate([first, first + 1]).clip(0, max(0, len(short) - 1)))
+    for index in short[chosen].tolist() if len(short) else [int(np.argmin(labels))]:
         ids = stream.document(index)
         rows = alone(ids, context_length=context_length, stride=stride)
         nll = np.concatenate([score(batch)[batch.loss_mask].astype(np.float64) for batch in rows])

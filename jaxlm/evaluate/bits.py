@@ -23,7 +23,7 @@ from jaxlm.checkpoint import environment, require_restored
 from jaxlm.config.schema import EvalConfig, MeshConfig, RunConfig
 from jaxlm.contract import InputError, Manifest, canonical_json, fingerprint, new_artifact, record_files
 from jaxlm.data import Batch, TokenStream, check_batch, validation_batches
-from jaxlm.evaluate.agreement import Coverage, require_alone, require_counts, require_figures
+from jaxlm.evaluate.agreement import Coverage, require_alone, require_counts, require_figures, require_placed
 from jaxlm.evaluate.documents import DocumentScores, Tally, scored_batches
 from jaxlm.evaluate.statistics import bootstrap_ratio
 from jaxlm.parallel import make_mesh
@@ -79,7 +79,9 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
         scoring = dataclasses.replace(cfg, eval=EvalConfig())  # whose options are none of the compiled program's
 
         def score(batch: Batch) -> np.ndarray:
-            return np.asarray(score_step(params, put_batch(batch, cfg, mesh), scoring))
+            placed = put_batch(batch, cfg, mesh)
+            require_placed(batch, placed, artifact=where)
+            return np.asarray(score_step(params, placed, scoring))
 
         size = {"context_length": cfg.model.context_length, "stride": stride}
         for scored in scored_batches(stream, batch_size=options.batch_size, limit=count, **size):

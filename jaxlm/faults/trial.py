@@ -234,6 +234,7 @@ UNWATCHED = (
     Patch("jaxlm.evaluate.bits:require_restored", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:check_batch", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_placed", lambda real: _nothing),
+    Patch("jaxlm.evaluate.bits:require_placed", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:Coverage.require", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_counts", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_alone", lambda real: _nothing),

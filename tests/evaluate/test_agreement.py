@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +21,11 @@ CONTEXT, STRIDE = 16, 5
 TEXTS = ["a", "one two", "é € 😀", "x" * 40, "import sys", "y" * 16]
 
 
+def stream_of(tok, texts):
+    documents = [tok.encode_document(text) for text in texts]
+    return TokenStream((np.concatenate(documents),), np.array([0]), np.cumsum([0, *map(len, documents)]))
+
+
 @pytest.fixture(scope="module")
 def tok():
     return Tokenizer.from_merges([(b"o", b"n"), (b"on", b"e")])
@@ -27,8 +33,7 @@ def tok():
 
 @pytest.fixture(scope="module")
 def stream(tok):
-    documents = [tok.encode_document(text) for text in TEXTS]
-    return TokenStream((np.concatenate(documents),), np.array([0]), np.cumsum([0, *map(len, documents)]))
+    return stream_of(tok, TEXTS)
 
 
 def nll_of(batch):
@@ -106,11 +111,50 @@ def test_a_loss_that_depends_on_the_batch_is_refused(score, stream, tok):
 
 
 def test_long_documents_alone_are_compared_by_the_shortest(tok):
-    documents = [tok.encode_document("z" * n) for n in (400, 300)]
-    long = TokenStream((np.concatenate(documents),), np.array([0]), np.cumsum([0, *map(len, documents)]))
+    long = stream_of(tok, ["z" * n for n in (400, 300)])
     all_checks(long, tok)
     with refused("of document 1, as scored alone"):
         all_checks(long, tok, by_rows)
+
+
+@pytest.mark.parametrize("wrong", range(11))
+def test_documents_all_over_the_set_are_scored_alone(wrong, tok):
+    stream = stream_of(tok, [f"{i}, {i * i}" for i in range(11)])
+    scores, _ = scores_of(stream, tok)
+    nll = scores.nll.copy()
+    nll[wrong] += 1.0
+    options = dict(context_length=CONTEXT, stride=STRIDE, precision="float32", artifact="checkpoints/1")
+    checked = dataclasses.replace(scores, nll=nll)
+    if wrong not in (0, 1, 4, 5, 9, 10):
+        return agreement.require_alone(checked, stream, nll_of, **options)
+    with refused(f"of document {wrong}, as scored alone"):
+        agreement.require_alone(checked, stream, nll_of, **options)
+
+
+def test_a_document_that_is_too_long_to_be_scored_alone_gives_way_to_its_neighbour(tok, monkeypatch):
+    monkeypatch.setattr(agreement, "WINDOWS", 2)
+    long = stream_of(tok, ["a", "z" * 40, "b", "c", "d", "e", "f", "g", "y" * 40])
+    scored = []
+
+    def noted(batch):
+        scored.append(len(batch.tokens) == 1 and int(batch.tokens[0, 1]))
+        return nll_of(batch)
+
+    scores, _ = scores_of(long, tok)
+    agreement.require_alone(
+        scores, long, noted, context_length=CONTEXT, stride=STRIDE, precision="float32", artifact="checkpoints/1"
+    )
+    assert scored == [ord(letter) for letter in "abcdfg"]
+
+
+def test_a_batch_that_lies_on_the_devices_as_another_is_refused(stream):
+    made = next(scored_batches(stream, batch_size=3, context_length=CONTEXT, stride=STRIDE)).batch
+    agreement.require_placed(made, jax.device_put(made), artifact="checkpoints/1")
+    for name in made._fields:
+        array = getattr(made, name).copy()
+        array[2, 3] ^= True
+        with refused("the batch that was made, content .* on the devices"):
+            agreement.require_placed(made, jax.device_put(made._replace(**{name: array})), artifact="checkpoints/1")
 
 
 def other_ids(stream, change):
@@ -154,9 +198,10 @@ def evaluated(copied, monkeypatch):
     """Evaluate some documents of the copy, without the probes, into nothing."""
     monkeypatch.setattr(bits, "run_probes", lambda *args, **options: iter(()))
 
-    def call(documents=None):
+    def call(documents=None, **options):
         run = Run.load(copied)
-        run.config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, max_documents=3))
+        options = {"max_documents": 3, **options}
+        run.config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, **options))
         run.data = documents or run.data
         return evaluate(run)
 
@@ -173,6 +218,7 @@ def short(copied, tmp_path_factory):
 
 
 real_result, real_batches, real_score, real_tally = bits._result, bits.scored_batches, bits.score_step, bits.Tally
+real_put = bits.put_batch
 
 
 def mean_of_means(cfg, scores, gzipped):
@@ -188,6 +234,21 @@ def end_counted(cfg, scores, gzipped):
 def all_as_one_segment(params, batch, cfg):
     t = 0 * batch.positions + np.arange(batch.tokens.shape[1], dtype=np.int32)[None, :]
     return real_score(params, batch._replace(segments=0 * t + 1, positions=t), cfg)
+
+
+class Late:
+    """The last row of a batch is still that of the batch before."""
+
+    def __init__(self):
+        self.before = None
+
+    def __call__(self, made, cfg, mesh):
+        rows = len(made.tokens)
+        if self.before is not None and rows > 1:
+            pairs = zip(made, self.before, strict=True)
+            made = type(made)(*(np.concatenate([new[:-1], old[-1:]]) for new, old in pairs))
+        self.before = made if rows > 1 else self.before
+        return real_put(made, cfg, mesh)
 
 
 def cut_short(stream, **options):
@@ -212,6 +273,12 @@ def test_a_fault_of_the_evaluation_is_refused_before_it_is_written(name, evaluat
     monkeypatch.setattr(bits, attribute, wrong)
     with refused(match):
         evaluated(None if name == "characters for bytes" else short)
+
+
+def test_rows_of_the_batch_before_are_refused_before_they_are_scored(evaluated, monkeypatch):
+    monkeypatch.setattr(bits, "put_batch", Late())
+    with refused("expected the batch that was made"):
+        evaluated(batch_size=2)
 
 
 def test_a_tokenizer_that_was_changed_since_is_refused(run_copy):
