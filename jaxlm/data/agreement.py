@@ -8,6 +8,7 @@ place than it should.
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +18,14 @@ from jaxlm.contract import ContractError
 from jaxlm.data.shards import ShardSet, TokenStream
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.tokenizer.portable import Portable
+from jaxlm.tokenizer.pretoken import last_cut
 
 CHUNK = 1 << 20  # tokens looked at together
 CHUNKS = 128  # of a split, at most, evenly spaced: 134 million tokens, in some 3 s
 DOCUMENTS = 32  # of a split, encoded again
 LONG = 1 << 15  # ids; longer documents are not encoded again
 APART, PLAIN = 8, 1 << 11  # of those, encoded by Python's encoder too, which shares no code with the compiled one; ids of each
+REACHES = (1 << 18, 1 << 17, 1 << 16, 1 << 15)  # bytes of a split's longest documents, encoded by it as well, in some 0.3 s
 
 
 class Agreement(NamedTuple):
@@ -43,7 +46,8 @@ def require_agreement(data: ShardSet, tokenizer: Tokenizer) -> list[Agreement]:
 
     Every id is one of the tokenizer; BOS and EOS stand at the borders of documents, special ids nowhere else; the ids of a
     split stand for as many bytes as its documents had; documents spread over it, decoded and encoded again, give the same
-    ids, some of them by another encoder as well, since what made the shards would agree with itself.
+    ids, some of them by another encoder as well, since what made the shards would agree with itself; the longest ones too, as
+    far as `REACHES` goes, since what is long may be encoded in another way.
 
     One pass in chunks of bounded memory: about 20 ns a token, for `CHUNK * CHUNKS` tokens at most. Of more, an evenly spaced
     sample is looked at, and their bytes are not summed.
@@ -117,7 +121,29 @@ def _require_again(stream: TokenStream, split: str, tokenizer: Tokenizer, path: 
         if document in apart:
             plain = np.concatenate([ids[:1], portable.encode(text), ids[-1:]])
             _require_same(ids, plain, path, f"by Python's encoder in {split} document {document}")
+    _require_long(stream, split, tokenizer, portable, path)
     return count
+
+
+def _require_long(stream: TokenStream, split: str, tokenizer: Tokenizer, portable: Portable, path: Path) -> None:
+    """The longest documents of a split, each as far as it is to be looked at, against the ids that Python's encoder gives."""
+    lengths, count = np.diff(stream.starts), min(len(REACHES), stream.documents)
+    longest = np.argpartition(lengths, -count)[-count:]
+    for document, reach in zip(longest[np.argsort(-lengths[longest])].tolist(), REACHES, strict=False):
+        begin, end = int(stream.starts[document]) + 1, int(stream.starts[document + 1]) - 1
+        ids = stream.slice(begin, min(end, begin + reach))  # an id is a byte at least
+        where = f"{split} document {document}"
+        try:
+            raw = tokenizer.decode_bytes(ids)
+            is_whole = begin + len(ids) == end and len(raw) <= reach
+            text = codecs.getincrementaldecoder("utf-8")().decode(raw[:reach], is_whole)
+        except ValueError as error:
+            raise _broken(path, f"ids that stand for text in {where}", error) from None
+        if not is_whole:  # what follows may change the last pre-tokens, but none before a place to cut
+            text = text[: last_cut(text, len(text), None)]
+        again = portable.encode(text)
+        held = ids if is_whole else ids[: len(again)]
+        _require_same(held, again, path, f"by Python's encoder in the text of {where}, a long one")
 
 
 def _require_same(ids: np.ndarray, again: np.ndarray, path: Path, where: str) -> None:

@@ -148,6 +148,7 @@ def test_documents_that_are_all_long_are_encoded_by_python_too(tmp_path, texts, 
     data = build(tmp_path, texts, tokenizer)
     encoded = []
     monkeypatch.setattr(module, "PLAIN", 1)
+    monkeypatch.setattr(module, "REACHES", ())
 
     class Apart(module.Portable):  # the tokenizer's own engine may be one of these as well
         def encode(self, text):
@@ -157,6 +158,49 @@ def test_documents_that_are_all_long_are_encoded_by_python_too(tmp_path, texts, 
     monkeypatch.setattr(module, "Portable", Apart)
     assert [found.documents for found in require_agreement(data, tokenizer)] == [32, min(32, data.val.documents)]
     assert len(set(encoded)) == 2  # the shortest of each split
+
+
+LONG = [" ".join(f"{word} naïve words, 你好 \U0001f600 the {word * word}th text\n" for word in range(n)) for n in (90, 300)]
+
+
+def in_pieces(real, size, over):
+    """Documents of more than `over` characters are encoded in pieces of `size`."""
+
+    def encode_document(self, text):
+        if len(text) <= over:
+            return real(self, text)
+        ids = [self.encode_to_numpy(text[at : at + size]) for at in range(0, len(text), size)]
+        return np.concatenate([[self.bos_id], *ids, [self.eos_id]]).astype(np.int32)
+
+    return encode_document
+
+
+def test_long_documents_are_encoded_by_python_as_far_as_there_is_time(tmp_path, texts, tokenizer, monkeypatch):
+    real = Tokenizer.encode_document
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    for folder in (whole, cut):
+        folder.mkdir()
+    healthy = build(whole, [*texts, *LONG], tokenizer)
+    monkeypatch.setattr(Tokenizer, "encode_document", in_pieces(real, 1001, 2000))
+    data = build(cut, [*texts, *LONG], tokenizer)
+    words = r"expected by Python's encoder in the text of (train|val) document \d+, a long one, from place \d+ on"
+    for reaches in (module.REACHES, (1 << 13, 1 << 13), (6000, 3000)):
+        monkeypatch.setattr(module, "REACHES", reaches)
+        with pytest.raises(ContractError, match=words):
+            require_agreement(data, tokenizer)
+    for reach in [*range(1, 40), 700, 701, 702, 703]:  # wherever the text is cut
+        monkeypatch.setattr(module, "REACHES", (reach, reach + 40))
+        with monkeypatch.context() as patch:
+            patch.setattr(Tokenizer, "encode_document", real)
+            require_agreement(healthy, tokenizer)
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "\U0001f600" * 900, " " * 4000, "ab" * 3000 + "\n" + "x" * 9])
+def test_a_long_document_without_a_place_to_cut_is_no_fault(tmp_path, texts, tokenizer, monkeypatch, text):
+    data = build(tmp_path, [*texts, text], tokenizer)
+    for reach in (777, 1 << 19):
+        monkeypatch.setattr(module, "REACHES", (reach,))
+        require_agreement(data, tokenizer)
 
 
 @pytest.mark.parametrize("offset", [-1, 1])

@@ -41,6 +41,18 @@ def _lower(self: Any, text: str, ids: np.ndarray) -> np.ndarray:
     return np.array([self.bos_id, *self.encode_ordinary(unicodedata.normalize("NFKC", text).lower()), self.eos_id])
 
 
+def _in_blocks(real: Callable) -> Callable:
+    """Documents of some length are encoded block by block."""
+
+    def encode_document(self: Any, text: str) -> np.ndarray:
+        if len(text) < 1500:
+            return real(self, text)  # type: ignore[no-any-return]
+        blocks = (text[at : at + 700] for at in range(0, len(text), 700))
+        return np.concatenate([[self.bos_id], *map(self.encode_ordinary, blocks), [self.eos_id]]).astype(np.int32)
+
+    return encode_document
+
+
 def _other_tokenizer(path: Path) -> None:
     """Another tokenizer of equal size: the same merges, the last two exchanged."""
     held = Tokenizer.load(path / "tokenizer")
@@ -166,6 +178,16 @@ FAULTS = (
         symptom="More tokens than there should be; at inference the model sees ids that it has never seen.",
         incident="merge files that were not loaded; no report is cited",
         plant=_documents(_letter_by_letter),
+        seen_by=("data",),
+        scene="build",
+    ),
+    Fault(
+        name="long_texts_in_blocks",
+        layer="tokenizer",
+        mechanism="A text of more than 1500 characters is encoded in blocks of 700, and words at their borders are cut in two.",
+        symptom="None: the ids decode to the text. At inference the words at those places have other ids.",
+        incident="blocks to save memory, cut where they are full; no report is cited",
+        plant=(Patch(ENCODE, _in_blocks),),
         seen_by=("data",),
         scene="build",
     ),
