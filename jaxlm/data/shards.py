@@ -20,6 +20,7 @@ from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Mani
 from jaxlm.data.documents import Counts, read_documents
 from jaxlm.data.overlap import overlap, window_of
 from jaxlm.data.roundtrip import require_document
+from jaxlm.data.sources import require_as_it_stands
 from jaxlm.data.split import RULE, SPLITS, split_of
 from jaxlm.data.stream import TokenStream
 from jaxlm.tokenizer import Tokenizer
@@ -84,14 +85,15 @@ def build_shards(
     """Read the sources, split and encode every document, write the artifact, and open it.
 
     on_progress: called after every document. Raises InputError for bad sources, or where a split would be empty, ContractError
-    naming a document whose ids do not stand for its text; then nothing is written.
+    naming a document whose ids do not stand for its text, or whose text is not that of its source; then nothing is written.
     """
     counts = Counts()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     with new_artifact(directory) as temporary:
         writers = {split: _Writer(temporary, split, dtype, cfg.shard_tokens) for split in SPLITS}
         try:
-            for document in read_documents(cfg, counts):
+            for number, document in enumerate(read_documents(cfg, counts), 1):
+                require_as_it_stands(document, number, cfg)
                 ids, text = tokenizer.encode_document(document.text), document.text.encode()
                 require_document(tokenizer, ids, text, origin=document.origin)
                 writers[split_of(document.text, cfg.val_fraction)].add(ids, len(text))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
+import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +26,22 @@ BATCH = "jaxlm.train.session:batch"
 def _documents(change: Any) -> tuple[Patch, ...]:
     """Other documents are read. change: takes the documents, gives others."""
     return (Patch(READ, lambda real: lambda cfg, counts=None: change(real(cfg, counts), cfg)),)
+
+
+def _crawled(change: Any) -> tuple[Patch, ...]:
+    """The source holds other documents. change: takes the documents, gives others."""
+
+    def make(real: Any) -> Any:
+        def read(cfg: Any, counts: Any = None) -> Iterator[Document]:
+            with tempfile.TemporaryDirectory() as folder:
+                crawl = Path(folder) / "documents.jsonl"
+                lines = (json.dumps({cfg.text_field: text}) + "\n" for text, _ in change(real(cfg), cfg))
+                crawl.write_text("".join(lines))
+                yield from real(dataclasses.replace(cfg, source=(str(crawl),), max_bytes=0), counts)
+
+        return read
+
+    return (Patch(READ, make),)
 
 
 def _near_duplicates(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
@@ -44,15 +64,15 @@ def _leaked(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
             yield Document(f"{line}\n{document.text}", document.origin)
 
 
-def _mojibake(real: Any) -> Any:
-    """Accents and quotes are added to the files, read as Latin-1 and encoded again."""
+def _mojibake(documents: Iterator[Document], cfg: Any) -> Iterator[Document]:
+    """Accents and quotes are added to the texts, which were read as Latin-1 and encoded again."""
+    for text, origin in documents:
+        yield Document(text.replace("e ", "é ").replace("'", "’").encode().decode("latin-1"), origin)
 
-    def raw(source: str, cfg: Any) -> Iterator[tuple[str, str]]:
-        for content, origin in real(source, cfg):
-            text = content if isinstance(content, str) else content.decode(errors="replace")
-            yield text.replace("e ", "é ").replace("'", "’").encode().decode("latin-1"), origin
 
-    return raw
+def _spaces_cleaned(real: Any) -> Any:
+    """Runs of spaces and tabs become one space when a text is read."""
+    return lambda *arguments: re.sub(r"[ \t]+", " ", real(*arguments))
 
 
 def _buffered(indices: np.ndarray, n: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -129,7 +149,7 @@ FAULTS = (
         mechanism="The crawl holds every document several times, each with another header; no hash of a whole finds that.",
         symptom="The loss falls faster than text allows; what is learnt is the copies.",
         incident="Lee et al. 2022: one sentence over 60,000 times in C4",
-        plant=_documents(_near_duplicates),
+        plant=_crawled(_near_duplicates),
         seen_by=("data",),
         scene="build",
     ),
@@ -139,7 +159,7 @@ FAULTS = (
         mechanism="Documents of the validation split are in the training split as well, with another first line.",
         symptom="The validation loss is too good; the model is worse than it says.",
         incident="marin #6742, #5519 (557 of about 14,000 MMLU questions found in training text)",
-        plant=_documents(_leaked),
+        plant=_crawled(_leaked),
         seen_by=("data",),
         scene="build",
     ),
@@ -149,7 +169,7 @@ FAULTS = (
         mechanism="UTF-8 was read as Latin-1 and encoded again; every byte is valid.",
         symptom="Only someone who reads the text sees it.",
         incident="ftfy exists for it; common in Common Crawl extractions",
-        plant=(Patch("jaxlm.data.documents:_raw", _mojibake),),
+        plant=_crawled(_mojibake),
         seen_by=("data", "input"),
         scene="build",
     ),
@@ -304,6 +324,16 @@ FAULTS = (
         seen_by=("data",),
         scene="build",
         config={"data.shard_tokens": 1 << 16},
+    ),
+    Fault(
+        name="spaces_cleaned",
+        layer="data",
+        mechanism="Runs of spaces become one where text is read, so that all that is counted and hashed is the cleaned text.",
+        symptom="None: the loss is even lower. Programs have no structure any more, tables no columns.",
+        incident="cleaning for web pages applied to code; no report is cited",
+        plant=(Patch("jaxlm.data.documents:_text", _spaces_cleaned),),
+        seen_by=("data",),
+        scene="build",
     ),
 )
 
