@@ -215,6 +215,8 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 UNWATCHED = (
+    Patch("jaxlm.tokenizer.train:require_learned", lambda real: _nothing),
+    Patch("jaxlm.data.shards:require_as_it_stands", lambda real: _nothing),
     Patch("jaxlm.data.shards:require_document", lambda real: _nothing),
     Patch("jaxlm.data.shards:_require_all", lambda real: _nothing),
     Patch("jaxlm.data.batches:_with_successors", lambda real: lambda *wanted: batches.rows_of(*wanted)),
@@ -227,13 +229,13 @@ UNWATCHED = (
     Patch("jaxlm.train.loop:require_computed", lambda real: _nothing),
     Patch("jaxlm.train.loop:require_validation", lambda real: _nothing),
     Patch("jaxlm.checkpoint.saving:require_norms", lambda real: _nothing),
+    Patch("jaxlm.checkpoint.store:require_kept", lambda real: _nothing),
     Patch("jaxlm.train.session:check_batch", lambda real: _nothing),
     Patch("jaxlm.train.session:check_supervised", lambda real: _nothing),
     Patch("jaxlm.train.guard:require_equal_replicas", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:run_probes", lambda real: lambda *_, **__: iter(())),
     Patch("jaxlm.evaluate.bits:require_restored", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:check_batch", lambda real: _nothing),
-    Patch("jaxlm.evaluate.bits:require_placed", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_placed", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:Coverage.require", lambda real: _nothing),
     Patch("jaxlm.evaluate.bits:require_counts", lambda real: _nothing),

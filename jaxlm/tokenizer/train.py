@@ -9,6 +9,7 @@ from jaxlm.config.schema import TokenizerConfig
 from jaxlm.contract import InputError
 from jaxlm.tokenizer.choosing import thread_count
 from jaxlm.tokenizer.corpus import Corpus
+from jaxlm.tokenizer.definition import require_learned
 from jaxlm.tokenizer.progress import Progress
 from jaxlm.tokenizer.tokenizer import Tokenizer
 from jaxlm.tokenizer.training import Ties, count_pretokens, learn_merges
@@ -30,7 +31,8 @@ def train_tokenizer(
     vocab_size: ids in all. ties: see `learn_merges`. max_bytes: bytes of text to train on, 0 for all. threads: that count
     pre-tokens; None: one for each processor, up to 8. progress: show bars, where standard error is a terminal.
     The order of the texts does not matter, but where max_bytes leaves some of them out; nor do the threads.
-    Raises InputError for an empty corpus, one too small for the vocabulary, or a vocabulary too small for bytes and specials.
+    Raises InputError for an empty corpus, one too small for the vocabulary, or a vocabulary too small for bytes and specials;
+    ContractError where merges of some of the words come out as others than by the definition.
     """
     if isinstance(texts, str):
         raise ValueError("texts: expected an iterable of str, found one str; put it into a list")
@@ -108,6 +110,7 @@ def _train(
             "pretokens": counts.total(),
             "distinct_pretokens": len(counts),
         }
+        require_learned(counts, learn_merges, ties=ties)
         merges = learn_merges(counts, wanted, ties=ties, advance=bars.stage("Merging pairs", "merges", total=wanted))
     if len(merges) < wanted:
         raise InputError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.faults.fault import Fault, Patch, Tampered
 from jaxlm.tokenizer import Tokenizer
+from jaxlm.tokenizer.counts import Counts
 
 ENCODE = "jaxlm.tokenizer.tokenizer:Tokenizer.encode_document"
 
@@ -51,6 +52,16 @@ def _in_blocks(real: Callable) -> Callable:
         return np.concatenate([[self.bos_id], *map(self.encode_ordinary, blocks), [self.eos_id]]).astype(np.int32)
 
     return encode_document
+
+
+def _levelled(real: Callable) -> Callable:
+    """Merges are learnt from counts of three at most."""
+
+    def learn_merges(counts: Any, wanted: int, **options: Any) -> Any:
+        words = counts.counter() if isinstance(counts, Counts) else counts
+        return real({word: min(count, 3) for word, count in words.items()}, wanted, **options)
+
+    return learn_merges
 
 
 def _other_tokenizer(path: Path) -> None:
@@ -190,5 +201,16 @@ FAULTS = (
         plant=(Patch(ENCODE, _in_blocks),),
         seen_by=("data",),
         scene="build",
+    ),
+    Fault(
+        name="counts_levelled",
+        layer="tokenizer",
+        mechanism="Words are counted up to three: what is frequent weighs no more than what comes thrice.",
+        symptom="None by itself: more ids for the same text than another tokenizer of that size would take.",
+        incident="counts kept in a set or in too narrow a type; no report is cited",
+        plant=(Patch("jaxlm.tokenizer.train:learn_merges", _levelled),),
+        seen_by=("tokenizer",),
+        scene="build",
+        config={"tokenizer.path": ""},
     ),
 )
