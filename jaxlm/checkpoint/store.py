@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxlm.checkpoint.leaves import LeafRecord, fill, host_leaves, nonfinite_leaf, require_match
-from jaxlm.checkpoint.retention import steps_to_keep
+from jaxlm.checkpoint.retention import require_kept, steps_to_keep
 from jaxlm.checkpoint.saving import Save, SaveError
 from jaxlm.checkpoint.together import JointSave, nonfinite_anywhere, shared_leaves
 from jaxlm.checkpoint.verifying import COPY, KIND, read_leaves, records_of, require_facts, verify_files
@@ -189,12 +189,15 @@ class CheckpointStore:
     def wait(self) -> Manifest | None:
         """Wait for the save under way, if any, and return its manifest (None in a process of several other than the first).
 
-        Raises SaveError if it failed.
+        Raises SaveError if it failed, ContractError where it was saved, and others than should were to stay beside it.
         """
         if self._future is None or self._save is None:
             return None
         (job, self._save), (future, self._future) = (self._save, None), (self._future, None)
-        if (error := future.exception()) is not None:
+        error = future.exception()
+        if isinstance(error, ContractError) and self.path(job.step).exists():
+            raise error
+        if error is not None:
             raise SaveError(self.path(job.step), job.step, error, durable=self.latest(), bytes_needed=job.bytes) from error
         return future.result()
 
@@ -268,7 +271,9 @@ class CheckpointStore:
         """Remove the checkpoints that are neither new nor good. A damaged one is left: it is evidence, and counts as none."""
         manifests = {step: manifest for step in self.committed() if (manifest := self._readable(step)) is not None}
         metrics = {step: manifest.facts["metric"] for step, manifest in manifests.items()}
-        kept = steps_to_keep(metrics, keep_last=self.keep_last, keep_best=self.keep_best, always=saved)
+        rule = {"keep_last": self.keep_last, "keep_best": self.keep_best, "always": saved}
+        kept = steps_to_keep(metrics, **rule)
+        require_kept(metrics, kept, **rule, artifact=self.directory)
         for step in metrics.keys() - kept:
             self._remove(step)
 

@@ -21,6 +21,7 @@ from jaxlm.contract import MANIFEST, PARENTS, ContractError, Finding, InputError
 from jaxlm.data import open_shards
 from jaxlm.model import model_manifest
 from jaxlm.run.history import History, cursor_of
+from jaxlm.run.kept import kept_findings
 from jaxlm.run.layout import Layout
 from jaxlm.run.lineage import change_findings, changes_of, first_step, parent_findings
 from jaxlm.run.scores import FIGURES, recomputed
@@ -221,6 +222,10 @@ def _run(layout: Layout) -> Iterator[Finding]:
     store = CheckpointStore(layout.checkpoints)
     for step in store.committed():
         yield from _checkpoint(store, step, parts)
+    if parts.config is not None:
+        present = {step: _readable(store.path(step)) for step in store.committed()}
+        events = [record for record, _ in read_log(layout.events)]
+        yield from kept_findings(events, present, keep_last=parts.config.checkpoint.keep_last, where=layout.checkpoints)
     yield from _logs(layout, store)
     if parts.history is not None:
         yield from _undone(layout, parts.history)

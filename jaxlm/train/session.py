@@ -327,7 +327,7 @@ class Session:
         self.store.save(
             self.state, step, facts=facts, parents=self.parents, metric=metric, provenance=provenance, norms=self.norms
         )
-        self.event("save", step=step, seconds=time.monotonic() - began)
+        self.event("save", step=step, seconds=time.monotonic() - began, metric=metric, keep_best=self.store.keep_best)
 
 
 class _Unwritten(ChainedLog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import threading
@@ -116,6 +117,23 @@ def test_the_newest_and_the_best_stay(tmp_path):
         assert store.steps() == store.committed() == [2, 4, 5]
         assert store.latest() == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000004", "00000005"]
+
+
+def test_a_choice_of_the_worst_is_refused_before_anything_is_removed(tmp_path, monkeypatch):
+    module = importlib.import_module("jaxlm.checkpoint.store")
+    real = module.steps_to_keep
+    with CheckpointStore(tmp_path, keep_last=1, keep_best=1) as store:
+        save(store, TINY, 1, metric=1.0)
+        store.wait()
+        monkeypatch.setattr(module, "steps_to_keep", lambda metrics, **rule: real({s: -m for s, m in metrics.items()}, **rule))
+        save(store, TINY, 2, metric=3.0)
+        with pytest.raises(ContractError, match=r"and so step 1 to stay, 1 newer, 0 better, loss 1, found it among"):
+            store.wait()
+        assert store.steps() == [1, 2]
+        monkeypatch.undo()
+        save(store, TINY, 3, metric=2.0)
+        store.wait()
+        assert store.steps() == [1, 3]
 
 
 def test_a_damaged_checkpoint_is_neither_counted_nor_removed(tmp_path):

@@ -256,6 +256,15 @@ def test_an_edited_config_with_a_recomputed_fingerprint_is_broken(run_copy):
     assert ("checkpoint", str(run_copy / "checkpoints" / "00000012")) in found
 
 
+def test_a_checkpoint_with_another_loss_than_its_validation_is_broken(run_copy):
+    root = run_copy / "checkpoints" / "00000008"
+    facts = Manifest.load(root).facts
+    resave(root, facts={**facts, "metric": facts["metric"] + 0.5})
+    (finding,) = broken(run_copy)
+    assert (finding.contract, finding.artifact) == ("checkpoint", f"{root} (metric)")
+    assert finding.expected == f"loss {facts['metric']!r}, as validated"
+
+
 def test_a_failed_probe_is_broken(run_copy):
     manifest = Manifest.load(run_copy)
     causality = {**manifest.facts["probes"]["causality"], "passed": False, "found": "3 of 16 differ"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.faults.fault import STOPPED, Fault, Patch, Tampered
+from jaxlm.faults.fault import STEPS, STOPPED, Fault, Patch, Tampered
 from jaxlm.faults.leaves import all_changed, rounded, with_params
 
 RESTORED = "jaxlm.train.session:Session._restored"
@@ -117,6 +117,16 @@ def _cast_moments(real: Any) -> Any:
     return standing
 
 
+def _newest_alone(real: Any) -> Any:
+    """The best ones are looked for among the newest."""
+
+    def steps_to_keep(metrics: Any, *, keep_last: int, **options: Any) -> Any:
+        newest = dict(sorted(metrics.items())[-keep_last:])
+        return real(newest, keep_last=keep_last, **options)
+
+    return steps_to_keep
+
+
 FAULTS = (
     Fault(
         name="leaf_missing",
@@ -217,6 +227,18 @@ FAULTS = (
         plant=(Patch("jaxlm.train.session:Session.standing", _cast_moments),),
         seen_by=("restored",),
         scene="resume",
+    ),
+    Fault(
+        name="best_checkpoint_removed",
+        layer="checkpoint",
+        mechanism="The best checkpoint is chosen among the newest ones; better ones from before are removed.",
+        symptom="None, until the run gets worse and someone wants to go back.",
+        incident="retention that counts before it compares; no report is cited",
+        plant=(Patch("jaxlm.checkpoint.store:steps_to_keep", _newest_alone),),
+        seen_by=("checkpoint",),
+        at=1,
+        within=STEPS - 1,
+        config={"checkpoint.every": 20, "checkpoint.keep_last": 1, "checkpoint.keep_best": 2},
     ),
     Fault(
         name="telemetry_edited",
