@@ -230,7 +230,6 @@ UNWATCHED = (
     Patch("jaxlm.train.loop:require_validation", lambda real: _nothing),
     Patch("jaxlm.checkpoint.saving:require_norms", lambda real: _nothing),
     Patch("jaxlm.checkpoint.store:require_kept", lambda real: _nothing),
-    Patch("jaxlm.checkpoint.store:require_kept", lambda real: _nothing),
     Patch("jaxlm.train.session:check_batch", lambda real: _nothing),
     Patch("jaxlm.train.session:check_supervised", lambda real: _nothing),
     Patch("jaxlm.train.guard:require_equal_replicas", lambda real: _nothing),
