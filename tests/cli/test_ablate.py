@@ -33,6 +33,7 @@ def test_wrong_usage_is_one_line_before_anything_is_trained(words, why, cli, tmp
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_base_that_is_there_is_not_trained_again_and_an_ablation_is_set_beside_it(cli, tiny, finished, tmp_path):
     out = tmp_path / "here" / "runs"
     shutil.copytree(finished, out / "base")

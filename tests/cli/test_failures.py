@@ -120,6 +120,7 @@ def test_memory_that_is_not_enough_names_what_needs_less(cli, finished, tiny, mo
     assert cli("generate", finished, "--json").json()["error"]["kind"] == "memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 @pytest.mark.parametrize("filtering", ["off", "remove_frames"])
 def test_a_platform_that_is_not_there_is_a_mistake_that_names_the_variable(tmp_path, platform, filtering):

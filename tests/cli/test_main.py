@@ -272,6 +272,7 @@ def test_a_training_that_cannot_begin_leaves_nothing_half_written(cli, tiny, tmp
     assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_a_batch_does_not_fit_into_is_kept_whole_for_one_that_fits(cli, tiny, tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(30):

@@ -373,6 +373,7 @@ def test_special_tokens_have_all_ids_or_none(cli, tok, tmp_path):
 # ---- bench -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_measures_the_text_that_it_is_given(cli, tok, tmp_path):
     (tmp_path / "text").write_text("the cat sat on the mat\n" * 200)
     said = cli("tokenizer", "bench", tok, "--file", tmp_path / "text", "--passes", "1", "--json")

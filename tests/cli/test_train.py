@@ -31,6 +31,7 @@ def trained(config, tmp_path_factory):
     return place / "runs" / "mine", Said(status, out.getvalue(), "")
 
 
+@pytest.mark.slow
 def test_a_run_goes_where_its_name_says_and_is_what_the_config_says(trained):
     path, said = trained
     body = said.json()

@@ -157,6 +157,7 @@ def test_pad_left_keeps_every_token_and_refuses_what_does_not_fit():
         pad_left([[1, 2, 3]], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_the_compiled_loop_draws_what_a_loop_by_hand_draws_however_it_is_cut(temperature, plain, ids):
     cfg, params = plain

@@ -42,6 +42,7 @@ def test_a_generation_is_what_a_loop_over_the_full_forward_pass_draws(sampling, 
         assert result.token_ids == ids[len(engine.prompt_ids(prompt)) :]
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_text_and_a_row_does_not_know_the_size_of_its_batch(engine):
     options = dict(max_new_tokens=12, sampling=Sampling(temperature=1.2, seed=4))
     many = engine.generate(["same", "same", "other"], **options)

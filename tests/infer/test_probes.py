@@ -40,6 +40,7 @@ def test_every_probe_passes_on_the_code_as_it_is(engine):
     assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "chunks", "greedy", "cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{"context_length": 2}, {"context_length": 5, "window": 2, "norm": "post"}, {"context_length": 8, "pos": "none"}]
 )
@@ -111,6 +112,7 @@ CACHE_FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CACHE_FAULTS)
 def test_a_fault_of_the_cache_is_seen(name, engine, monkeypatch):
     there = other(engine, window=3) if "window" in name else engine

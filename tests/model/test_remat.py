@@ -31,6 +31,7 @@ def gradient(precision, remat):
     return function.lower(params, tokens).compile(), params, tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "block", "offload"])
 def test_what_is_computed_again_is_what_was_computed(remat):
     value, grads = gradient("float32", "none")[0](*gradient("float32", "none")[1:])

@@ -34,6 +34,7 @@ def losses(cfg, change=lambda params: params):
     return float((log_sum - logits.mean(axis=-1)).mean()), float((log_sum - own).mean()), float(own.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_untrained_model_keeps_to_the_bounds(name):
     cfg = ModelConfig(**{"n_heads": 4, "context_length": 32, "vocab_size": 2000, **CONFIGS[name]})

@@ -144,6 +144,7 @@ def test_no_way_to_cut_a_step_changes_its_numbers(name, accum, scan, precision):
     assert_parity(MESHES[name], precision, grad_accum=accum, scan=scan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_what_is_computed_again_changes_no_number_on_a_mesh(remat):
     assert_parity(MESHES["all"], remat=remat)

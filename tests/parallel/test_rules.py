@@ -154,6 +154,7 @@ def test_an_unknown_mesh_axis_is_named():
         sharding(make_mesh(MeshConfig()), P(("data", "pipe"), None, "expert"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_table_says_what_lies_on_one_device(name):
     rules, (_, state) = rules_of(MESHES[name]), laid_out(name)

@@ -101,6 +101,7 @@ def test_what_is_no_artifact_is_refused(tmp_path, finished):
 # ---- one byte, one file ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_changed_byte_of_any_file_is_broken_and_the_file_is_named(copy):
     for file in files_below(copy):
         whole = file.read_bytes()

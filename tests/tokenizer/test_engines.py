@@ -143,6 +143,7 @@ print(len(tok.encode(text)), tok.fingerprint)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["numba", "numba llvmlite"])
 def test_what_cannot_be_imported_is_done_without(tmp_path, missing):
     text = "".join(f"word {i} and more text {i * i} " for i in range(70_000))

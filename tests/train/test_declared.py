@@ -260,6 +260,7 @@ def test_a_wrong_rate_after_a_warm_restart_is_seen():
     assert [alarm.detector for alarm in found] == ["learning_rate"]
 
 
+@pytest.mark.slow
 def test_other_shards_of_the_same_tokenizer_are_a_mixture(halted, tmp_path):
     cfg = tiny_config()
     other = dataclasses.replace(cfg.data, max_bytes=150_000)

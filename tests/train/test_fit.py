@@ -193,6 +193,7 @@ def test_a_run_is_never_continued_with_other_numbers(halted, config):
     fit(replaced(config, "checkpoint", every=100), out=halted, say=quiet)  # changes no number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["tokenizer", "data"])
 def test_a_part_swapped_for_another_of_its_kind_stops_the_resume(halted, config, part, tmp_path):
     other = fit(replaced(tiny_config(steps=4), "data", max_bytes=150_000), out=tmp_path / "other", say=quiet)
@@ -228,6 +229,7 @@ def small(config, tmp_path):
     return dataclasses.replace(replaced(config, "train", steps=4), tokenizer=schema.TokenizerConfig(vocab_size=260), data=data)
 
 
+@pytest.mark.slow
 def test_a_mistake_before_the_first_step_does_not_stand_in_the_way_of_the_mended_config(small, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(InputError, match=r"--train.batch-size: expected at most the \d+ rows"):
@@ -241,6 +243,7 @@ def test_a_mistake_before_the_first_step_does_not_stand_in_the_way_of_the_mended
     assert [finding for finding in audit(out) if not finding.kept] == []
 
 
+@pytest.mark.slow
 def test_other_data_before_the_first_step_makes_tokenizer_and_data_anew(small, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(InputError, match=r"--train.batch-size"):
@@ -263,6 +266,7 @@ def test_sources_are_found_again_from_another_directory(small, tmp_path, monkeyp
     assert run.config.data.source == (str(tmp_path / "corpus.jsonl"),)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_tokenizer_that_it_was_given(small, tmp_path):
     given = fit(small, out=tmp_path / "first", say=quiet).path / "tokenizer"
     cfg = dataclasses.replace(small, tokenizer=schema.TokenizerConfig(path=str(given)))
@@ -308,6 +312,7 @@ def test_a_directory_that_is_no_run_is_left_alone(config, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_with_its_last_durable_step_and_finite_parameters(config, tmp_path):
     cfg = dataclasses.replace(
         replaced(replaced(config, "train", max_skipped=2), "model", norm="none"),

@@ -124,6 +124,7 @@ def test_the_scale_is_restored_bit_by_bit_and_the_next_step_is_the_same(batch, t
 # ---- accumulation ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "tolerance"),
     [pytest.param("float32", 1e-5, marks=pytest.mark.slow), ("bfloat16", 2e-2)],  # float32 by default: test_step.py

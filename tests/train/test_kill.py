@@ -120,6 +120,7 @@ def test_killed_while_tokenizer_and_shards_are_made(command, unbroken):
     assert (run / "telemetry.jsonl").read_bytes() == (unbroken.path / "telemetry.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_well_and_ctrl_c_says_that_it_can_go_on(command, unbroken):
     run = Path(command[-1])
     assert stop(command, lambda: (run / "resolved.json").exists(), signal.SIGTERM) == 0

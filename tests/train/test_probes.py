@@ -103,6 +103,7 @@ def scaled_qk(made, factor):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("context", [512, 32768])
 def test_larger_queries_and_keys_as_training_makes_them_pass(precision, context):
@@ -114,6 +115,7 @@ def test_larger_queries_and_keys_as_training_makes_them_pass(precision, context)
 RATES = [(1e-5, 0.01), (1e-6, 0.1), (1e-9, 0.1), (1e-2, 0.1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 @pytest.mark.parametrize("warmup", [0, 10])
 def test_decay_too_small_to_be_seen_is_not_asked_for_and_the_rest_is(schedule, warmup, prepared):
@@ -263,6 +265,7 @@ def coarse_angles(positions, width, theta):
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("part", ROUNDED)
@@ -316,6 +319,7 @@ def test_masked_labels_that_count_are_seen(monkeypatch):
     assert failed(update.masked_labels(bench()))
 
 
+@pytest.mark.slow
 def test_a_mean_of_means_is_seen(monkeypatch):
     real = step.head_loss
 

@@ -38,6 +38,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_dropout_as_it_is_passes(name):
     found = probed(**CONFIGS[name])

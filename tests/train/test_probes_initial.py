@@ -37,6 +37,7 @@ def probed(name="the default", change=lambda params: params, seed=0):
         return initial_weights(Bench(cfg, mesh, params, Batch(ids, ids, ids == 0, ids, ids)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_as_they_are_drawn_pass(name):
     for seed in range(3):

@@ -77,6 +77,7 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_parameters_on_a_mesh_pass(name):
     made = bench(mesh=MESHES[name], tie_embeddings=False)

@@ -201,6 +201,7 @@ def test_a_checkpoint_with_an_alarm_in_its_own_steps_is_removed(far_back):
     assert broken(run.path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_at_any_moment_of_a_rollback_changes_nothing(far_back, bad, stage, tmp_path, monkeypatch):
     begun, done = far_back
@@ -228,6 +229,7 @@ def test_a_kill_at_any_moment_of_a_rollback_changes_nothing(far_back, bad, stage
     assert broken(path) == []
 
 
+@pytest.mark.slow
 def test_too_many_rollbacks_end_the_run(halted, bad):
     bad(*range(9, 30))
     cfg = watching(rollback_at="nonfinite", max_rollbacks=2)
@@ -252,6 +254,7 @@ def test_before_the_first_checkpoint_a_run_goes_back_to_its_beginning(base, bad,
 # ---- skipped -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_step_that_a_detector_speaks_against_updates_nothing(base, bad, tmp_path):
     bad(4, 5)
     run = fit(SKIP, out=tmp_path / "run", say=quiet)

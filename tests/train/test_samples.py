@@ -42,6 +42,7 @@ def test_the_page_shows_the_tokens_and_which_were_given(finished):
     assert page.count('<span class="t c') == sum(len(event["pieces"]) for event in samples(finished))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 2])
 def test_a_run_is_bit_by_bit_the_same_with_fewer_samples_or_none(every, finished, tmp_path):
     config = tiny_config()
@@ -60,6 +61,7 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_the_same_is_written_on_every_mesh(name, finished):
     run = Run.load(finished)

@@ -206,6 +206,7 @@ def test_what_the_telemetry_says_of_a_step(batch):
     np.testing.assert_allclose(telemetry.leaf_param_norms["embed"], of_embed, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "clipped"), [(1e-3, True), (1e3, False), (0.0, False)])
 def test_a_step_says_whether_it_was_clipped(batch, limit, clipped):
     cfg = config()
