@@ -26,15 +26,11 @@ from jaxlm.model import POLICIES, Mask, Params, Policy, forward, hidden, project
 from jaxlm.train.probes import Probe
 
 FLOAT32 = Policy()
-TOLERANCE = {
-    "float32": 1e-4,
-    "bfloat16": 2e-2,
-    "float16": 2e-3,
-}  # of the largest logit; rounding that is measured may add to it
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-3}  # of the largest logit
 MORE = 4.0  # times the rounding of the forward pass, where that is more
 PROMPT, STEPS = 7, 4  # tokens of the longer prompt, and those that follow
 DEPTH, AFTER = 2, 2  # layers at the far end, as all read their cache alike; tokens that follow its prompt
-PRODUCTS, PRODUCTS_ELSEWHERE = {"cpu": 5e10}, 5e12  # multiplications of a pass at the far end: some seconds at most
+ON_CPU, ELSEWHERE = 5e10, 5e12  # multiplications of a pass at the far end: some seconds at most
 LOGITS = 1 << 28  # of its prompt: a gigabyte
 
 
@@ -98,12 +94,12 @@ def _near(engine: Engine) -> dict[str, bool]:
 
 
 def reach(params: Params, cfg: ModelConfig) -> int:
-    """Positions of the far end: the whole context, or of a large model as many as PRODUCTS and LOGITS leave."""
+    """Positions of the far end: the whole context, or of a large model as many as ON_CPU or ELSEWHERE, and LOGITS, leave."""
     depth = min(DEPTH, cfg.n_layers)
     in_blocks = sum(math.prod(leaf.shape) // cfg.n_layers * depth for leaf in jax.tree.leaves(params.blocks))
     scores = 2 * depth * cfg.context_length * cfg.n_heads * cfg.head_width
     each = in_blocks + scores + cfg.d_model * cfg.padded_vocab
-    products = PRODUCTS.get(jax.default_backend(), PRODUCTS_ELSEWHERE)
+    products = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
     return min(cfg.context_length, max(PROMPT + STEPS, int(products / each)), max(PROMPT + STEPS, LOGITS // cfg.padded_vocab))
 
 

@@ -87,8 +87,9 @@ def of_attention(attended: Attended) -> tuple[jax.Array, jax.Array]:
 def similarity(x_BTD: jax.Array, counted_BT: jax.Array) -> jax.Array:
     """The mean cosine of the angle between two different positions, float32 []: 1 where all point one way, 0 for random ones.
 
-    counted_BT: bool, which positions enter; fewer than two give 0. Of n unit vectors the squared length of the sum is n plus
-    the sum over pairs, so that no pair is looked at. Source: Ethayarajh 2019 (anisotropy of representations).
+    x_BTD: activations, of any float dtype. counted_BT: bool, which positions enter; fewer than two give 0. Of n unit vectors
+    the squared length of the sum is n plus the sum over pairs, so that no pair is looked at. Source: Ethayarajh 2019
+    (anisotropy of representations).
     """
     x_BTD = jax.lax.stop_gradient(x_BTD).astype(jnp.float32)
     squares_BT = jnp.sum(jnp.square(x_BTD), axis=-1)

@@ -26,7 +26,7 @@ from jaxlm.train.step import batch_logits
 
 ROWS, READ = 22, 11  # rows of the small vocabulary, and how many of them are tokens of the batch; the others are only predicted
 LEAST, MOST = 24, 256  # positions of a row
-PRODUCTS = 1e10  # multiplications of weights that so many positions may cost: in float64, about a second
+PRODUCTS = 1e10  # multiplications of weights that the positions of a row may cost: in float64, about a second
 DOCUMENTS = 6  # of a row: the first, which is long, and short ones
 CAP, WINDOW = 2.0, 5  # a cap of scores and a window that so few positions can show
 SIZES = {"wq": 1.2, "wk": 1.2, "wv": 1.0, "wo": 2.0, "w_gate": 1.5, "w_up": 1.5, "w_down": 1.5}  # times inputs**-0.5
@@ -34,7 +34,7 @@ UNNORMED = 0.6  # of these, where activations are not normed and grow from layer
 
 
 def reference(bench: Bench) -> Probe:
-    """Logits of six documents in a row = those of each alone by `jaxlm.model.reference`, in float64.
+    """Logits of one document in a row, and of six in another, = those of each alone by `jaxlm.model.reference`, in float64.
 
     Of the run's config and parameters: the first layer and the last, and 22 rows of the embedding and the head, so that a
     model of any size costs no more than two of its layers at 24 positions (at 8e9 parameters 1.7 GB, some seconds), and one
@@ -50,23 +50,23 @@ def reference(bench: Bench) -> Probe:
         return Probe("reference", False, "the leaves that the config specifies", f"{', '.join(others[:4])} otherwise")
     leaves = _leaves(held, specs, cfg, bench.rng)
     batch, documents = _batch(bench, cfg, sum(leaf.size for leaf in leaves.values()))
-    exact_TV = np.concatenate([document_logits(leaves, cfg.model, ids) for ids in documents])
+    exact_BTV = np.stack([np.concatenate([document_logits(leaves, cfg.model, ids) for ids in row]) for row in documents])
     placed = {
         name: processes.put(leaf, sharding(bench.mesh, rules(cfg).weight(specs[name].dims))) for name, leaf in leaves.items()
     }
     params = jax.tree.unflatten(jax.tree.structure(bench.params), placed.values())
     logits = jax.jit(lambda p, b: batch_logits(p, b, cfg)[0])(params, put_batch(batch, cfg, bench.mesh))
     found_BTV = processes.whole(logits)[:, :, :ROWS].astype(np.float64)
-    error, allowed = _error(found_BTV, exact_TV), bench.tolerance
+    error, allowed = _error(found_BTV, np.tile(exact_BTV, (bench.shards, 1, 1))), bench.tolerance
     expected = f"the logits that the config specifies, computed in float64, to {allowed:g}"
     return Probe("reference", bool(error <= allowed), expected, f"off by {error:.2g}")
 
 
-def _error(found_BTV: np.ndarray, exact_TV: np.ndarray) -> float:
+def _error(found_BTV: np.ndarray, exact_BTV: np.ndarray) -> float:
     """The largest error of a position, as a share of the logits: root mean squares over the ids that are no tokens here."""
-    found_BTV, exact_TV = found_BTV[..., READ:], exact_TV[:, READ:]
-    off_BT = np.sqrt(np.square(found_BTV - exact_TV[None]).mean(axis=-1))
-    return float((off_BT / np.sqrt(np.square(exact_TV).mean())).max())
+    found_BTV, exact_BTV = found_BTV[..., READ:], exact_BTV[..., READ:]
+    off_BT = np.sqrt(np.square(found_BTV - exact_BTV).mean(axis=-1))
+    return float((off_BT / np.sqrt(np.square(exact_BTV).mean())).max())
 
 
 def _small(cfg: RunConfig) -> RunConfig:
@@ -84,17 +84,20 @@ def _small(cfg: RunConfig) -> RunConfig:
     return dataclasses.replace(cfg, model=small)
 
 
-def _batch(bench: Bench, cfg: RunConfig, weights: int) -> tuple[Batch, list[np.ndarray]]:
-    """Some documents in every row, the same ones, and the ids of each. weights: of the small model."""
+def _batch(bench: Bench, cfg: RunConfig, weights: int) -> tuple[Batch, list[list[np.ndarray]]]:
+    """Two rows for every shard, the same ones: one document, and several. And the ids of each, by row. weights: of the small
+    model."""
     length = even_length(min(max(LEAST, min(MOST, int(PRODUCTS / weights))), cfg.model.context_length), cfg)
     ids = np.random.default_rng(1).integers(READ, size=length, dtype=np.int32)
     ids[:READ] = np.arange(READ)[:length] * 3 % READ  # every token, the small ones among the others
-    begins = np.unique(np.append(0, np.linspace(max(1, length * 5 // 8), length, DOCUMENTS).astype(int)[:-1]))
-    at = np.arange(length)
-    segments = np.searchsorted(begins, at, side="right").astype(np.int32)
-    positions = (at - begins[segments - 1]).astype(np.int32)
-    row = (ids, np.roll(ids, -1), segments == 1, segments, positions)
-    return Batch(*(np.tile(x[None], (bench.shards, 1)) for x in row)), np.split(ids, begins[1:])
+    borders = np.linspace(max(1, length * 5 // 8), length, DOCUMENTS).astype(int)[:-1]
+    at, rows, documents = np.arange(length), [], []
+    for begins in (np.zeros(1, int), np.unique(np.append(0, borders))):
+        segments = np.searchsorted(begins, at, side="right").astype(np.int32)
+        positions = (at - begins[segments - 1]).astype(np.int32)
+        rows.append((ids, np.roll(ids, -1), segments == 1, segments, positions))
+        documents.append(np.split(ids, begins[1:]))
+    return Batch(*(np.tile(np.stack(pair), (bench.shards, 1)) for pair in zip(*rows, strict=True))), documents
 
 
 def _cut(bench: Bench, cfg: RunConfig) -> dict[str, np.ndarray]:

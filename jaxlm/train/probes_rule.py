@@ -120,9 +120,9 @@ def update_rule(bench: Bench) -> Probe:
         state, _ = bench.apply(state, gradients._replace(grads=given))
         rate = float(learning_rates(cfg, steps, np.array(count)))
         clip = min(1.0, limit / abs(size)) if cfg.clip_norm else 1.0
-        given_here = {leaf: _some(g) for leaf, g in named_leaves(given).items()}
+        followed = {leaf: _some(g) for leaf, g in named_leaves(given).items()}
         for leaf, p in named_leaves(state.params).items():
-            expected = rule[leaf].update(given_here[leaf] * clip, before[leaf], count + 1, rate)
+            expected = rule[leaf].update(followed[leaf] * clip, before[leaf], count + 1, rate)
             moved = _some(p) - before[leaf]
             # What is added to a parameter is rounded to the parameter's last bit.
             allowed = EXACT * np.abs(expected).max() + 2.0**-23 * np.abs(before[leaf])

@@ -119,24 +119,29 @@ def _one_step(bench: Bench, *, done: int = 0) -> tuple[TrainState, Telemetry]:
     return processes.whole((dataclasses.replace(after, key=jax.random.key_data(after.key)), telemetry))
 
 
-def _scored(bench: Bench) -> float:
-    """Mean loss of the whole batch by `score_step`, in micro-batches, as validation calls it."""
+def _scored(bench: Bench) -> tuple[float, float]:
+    """Mean loss of the whole batch, and mean of its squares, by `score_step`, in micro-batches, as validation calls it."""
     rows = len(bench.full.tokens) // bench.cfg.train.grad_accum
-    total = 0.0
+    total = squares = 0.0
     for first in range(0, len(bench.full.tokens), rows):
         micro = Batch(*(x[first : first + rows] for x in bench.full))
-        nll = step.score_step(bench.params, put_batch(micro, bench.cfg, bench.mesh), bench.cfg)
-        total += float(processes.whole(nll).astype(np.float64).sum())
-    return total / int(bench.full.loss_mask.sum())
+        scored = step.score_step(bench.params, put_batch(micro, bench.cfg, bench.mesh), bench.cfg)
+        nll = processes.whole(scored).astype(np.float64)
+        total, squares = total + float(nll.sum()), squares + float(np.square(nll).sum())
+    labels = int(bench.full.loss_mask.sum())
+    return total / labels, squares / labels
 
 
 def train_step(bench: Bench) -> Probe:
-    """The compiled step that trains, on a whole batch: twice the same bits, counted, and its loss is the one scored."""
+    """The compiled step that trains, on a whole batch: twice the same bits, counted, and its loss and the spread of
+    it are those scored."""
     (after, telemetry), again = _one_step(bench), _one_step(bench)
     repeated = _equal_bits((after, telemetry), again)
     del again
     labels, loss = int(bench.full.loss_mask.sum()), float(telemetry.loss)
-    scored = loss if bench.cfg.model.dropout else _scored(bench)  # dropout moves the loss of a training step
+    squares = float(telemetry.loss_spread) ** 2 + loss**2  # their mean, as the step has summed them
+    # Dropout moves the loss of a training step.
+    scored, scored_squares = (loss, squares) if bench.cfg.model.dropout else _scored(bench)
     # Of N elements one moves by update_norm / sqrt(N) at least; float32 loses what is below 2**-24 of the element.
     leaves = jax.tree.leaves(bench.params)
     mean_move = float(telemetry.update_norm) / math.sqrt(sum(leaf.size for leaf in leaves))
@@ -149,6 +154,8 @@ def train_step(bench: Bench) -> Probe:
         "parameters moved": not (visible and _equal_bits(after.params, bench.params)),
         f"labels (but {float(telemetry.labels):.0f})": abs(float(telemetry.labels) - labels) <= 1e-6 * labels,
         f"loss (but {loss:.4f})": abs(loss - scored) <= bench.tolerance * max(scored, 1.0),
+        f"mean square {scored_squares:.4f} of the loss (but {squares:.4f})": abs(squares - scored_squares)
+        <= bench.tolerance * max(scored_squares, 1.0),
     }
     missing = ", ".join(word for word, ok in found.items() if not ok)
     expected = f"equal bits twice, step 1, finite, moved, {labels} labels, loss {scored:.4f}"

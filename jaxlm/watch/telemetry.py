@@ -32,7 +32,7 @@ class Telemetry:
     loss_scale: used in this step. finite: whether the update was applied. skipped: steps skipped in a row. leaf_grad_norms,
     leaf_param_norms, leaf_update_norms: by parameter name, [L] for those of the blocks. embed_rows_still: share of the
     vocabulary's rows of the embedding whose gradient is zero. similarity: of the last activations at supervised positions, see
-    `jaxlm.model.similarity`. activations, backward: of every layer, [L] each.
+    `jaxlm.model.similarity`; the mean over micro-batches. activations, backward: of every layer, [L] each.
     """
 
     step: jax.Array

@@ -8,7 +8,6 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from jaxlm.tokenizer import training
 from jaxlm.tokenizer.choosing import COMPILE_BYTES, READY_BYTES
 from jaxlm.tokenizer.corpus import Corpus
 from jaxlm.tokenizer.counts import Counts
+from jaxlm.tokenizer.definition import merges_by_definition
 from jaxlm.tokenizer.training import count_pretokens, learn_merges
 
 ENGINES = ("portable", "compiled")
@@ -34,34 +34,6 @@ def counted(
     corpus = Corpus(special_tokens, max_bytes=max_bytes, block=options.pop("block", 1 << 20))
     counts = count_pretokens(corpus.of_texts(texts), pattern=pattern, special_tokens=special_tokens, **options)
     return counts.counter() if isinstance(counts, Counts) else counts, corpus
-
-
-def naive(counts: dict[bytes, int], wanted: int, ties: str) -> list[tuple[bytes, bytes]]:
-    """The definition: count all pairs, take the most frequent by the tie rule, replace it everywhere, again."""
-    words = [([bytes([b]) for b in word], count) for word, count in counts.items()]
-    ids = {bytes([i]): i for i in range(256)}
-    merges: list[tuple[bytes, bytes]] = []
-    while len(merges) < wanted:
-        pairs: Counter[tuple[bytes, bytes]] = Counter()
-        for word, count in words:
-            for pair in pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        most = max(pairs.values())
-        tied = [pair for pair, count in pairs.items() if count == most]
-        best = max(tied) if ties == "bytes" else min(tied, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        merges.append(best)
-        ids[best[0] + best[1]] = len(ids)
-        for index, (word, count) in enumerate(words):
-            out: list[bytes] = []
-            i = 0
-            while i < len(word):
-                step = 2 if tuple(word[i : i + 2]) == best else 1
-                out.append(b"".join(word[i : i + step]))
-                i += step
-            words[index] = (out, count)
-    return merges
 
 
 words = st.dictionaries(
@@ -78,7 +50,7 @@ words = st.dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(counts=words, wanted=st.integers(0, 25))
 def test_merges_of_small_alphabets_are_those_of_the_definition(ties, counts, wanted):
-    expected = naive(counts, wanted, ties)
+    expected = merges_by_definition(counts, wanted, ties)
     for engine in ENGINES:
         assert learn_merges(Counter(counts), wanted, ties=ties, engine=engine) == expected
 
@@ -88,7 +60,7 @@ def test_merges_of_small_alphabets_are_those_of_the_definition(ties, counts, wan
 def test_merges_of_real_text_are_those_of_the_definition(ties, engine, stdlib_texts, published):
     text = "".join(stdlib_texts)[:30_000] + stdlib_texts[-1]
     counts = Counter(piece.encode() for piece in regex.findall(published["gpt2"], text))
-    assert learn_merges(counts, 250, ties=ties, engine=engine) == naive(counts, 250, ties)
+    assert learn_merges(counts, 250, ties=ties, engine=engine) == merges_by_definition(counts, 250, ties)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -371,6 +371,10 @@ def planted(change):
 
 STEP_FAULTS = {
     "a loss times two": ("loss", lambda n, s, t: (s, dataclasses.replace(t, loss=2 * t.loss))),
+    "sums of squares rounded": (
+        "mean square",
+        lambda n, s, t: (s, dataclasses.replace(t, loss_spread=jnp.sqrt(t.loss_spread**2 + 2e-3 * t.loss**2))),
+    ),
     "a step not counted": ("step 1", lambda n, s, t: (dataclasses.replace(s, step=s.step - 1), t)),
     "a state that depends on the call": ("equal bits", lambda n, s, t: (dataclasses.replace(s, skipped=s.skipped + n), t)),
     "telemetry that depends on the call": ("equal bits", lambda n, s, t: (s, dataclasses.replace(t, lr=t.lr + n))),

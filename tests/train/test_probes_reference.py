@@ -176,6 +176,13 @@ FAULTS = {
         {"context_length": 512}, transformer, "rope_angles",
         lambda p, width, *, theta: rope_angles(p + (p >= 150), width, theta=theta),
     ),
+    "a seam near the end": (
+        {}, transformer, "rope_angles", lambda p, width, *, theta: rope_angles(p + 16 * (p >= 56), width, theta=theta),
+    ),
+    "a seam far out, in one document": (
+        {"context_length": 512}, transformer, "rope_angles",
+        lambda p, width, *, theta: rope_angles(p + (p >= 240), width, theta=theta),
+    ),
     "far keys": ({}, attention, "packed", own_block),
     "the fourth document": ({}, attention, "packed", open_from_the_fourth),
     "silu": ({}, transformer, "ACTIVATIONS", ACTIVATIONS | {"swiglu": ACTIVATIONS["gelu"]}),

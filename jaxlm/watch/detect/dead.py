@@ -38,7 +38,7 @@ def observe(state: Dead, record: Mapping[str, Any], expected: Expected) -> tuple
         if 0.0 in values if isinstance(values, list) else values == 0.0:
             before, now = state.zero.get(what, {}), dict.fromkeys(_zeros(values), int(record["step"]))
             zero[what] = {**before, **now}
-            again = [layer for layer, step in now.items() if step - before.get(layer, -ZERO_STEPS) < ZERO_STEPS]
+            again = [layer for layer, step in now.items() if 0 < step - before.get(layer, -ZERO_STEPS) < ZERO_STEPS]
             alarms += _at(record, what, values, again, f"exactly 0 again within {ZERO_STEPS} steps")
     for what, values in _outputs(record):
         limit = FAINT * statistics.median(map(float, values))
