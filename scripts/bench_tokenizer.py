@@ -34,6 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import tiktoken  # noqa: E402
+from bench_tokenizer_asked import asked, lines  # noqa: E402
+from bench_tokenizer_calls import calls  # noqa: E402
 from bench_tokenizer_texts import paths_of, texts_of  # noqa: E402
 
 from jaxlm.interop.patterns import FANCY  # noqa: E402
@@ -272,7 +274,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("JAXLM_TEST_DATA", str(ROOT.parent / "shared" / "data")), help="texts")
     parser.add_argument("--tokenizer", help="encode with this one instead of one trained here")
-    parser.add_argument("--only", default="encode,decode,threads,repetition,first,train,device", help="what to measure")
+    parser.add_argument("--only", default="encode,decode,calls,threads,repetition,first,train,device", help="what to measure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default=str(ROOT / "docs" / "bench" / "tokenizer.json"), help="where the JSON goes")
     args = parser.parse_args()
@@ -331,6 +333,13 @@ def main() -> int:
             print("decode to bytes, one thread, beside tiktoken's decode_bytes")
             print("\n".join(speeds(body["decode"], "tiktoken decode_bytes")), "\n")
             keep()
+        if "calls" in only:
+            body["calls"] = calls(tok, peers_of(tok)[0], "\n\n".join(texts["english"]), args.rounds)
+            print("short calls, everything met before: microseconds, and tiktoken's")
+            for row in body["calls"]:
+                print(f"{row['what']:<52}{row['jaxlm_us']:>9.1f}{row['tiktoken_us']:>9.1f}")
+            print()
+            keep()
         if "threads" in only:
             body["threads"] = threads(tok, texts, 2 * args.rounds)
             print("all texts as documents, warm, seconds by the clock, beside one thread")
@@ -373,7 +382,10 @@ def main() -> int:
         if "device" in only:
             body["device"] = on_device(tok, texts)
             print(f"the tokenizer on the device, {body['device'][0]['device']}, beside the host")
-            print("\n".join(speeds(body["device"], "host")))
+            print("\n".join(speeds(body["device"], "host")), "\n")
+    body["asked"] = asked(body)
+    print("asked, and found on the text on which it is least")
+    print("\n".join(lines(body["asked"])))
     keep()
     return 0
 

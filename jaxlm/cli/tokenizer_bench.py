@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     texts = [piece for one in whole for piece in pieces((one,), size=PIECE)]  # with the same ids, for any number of threads
     size = sum(len(piece.encode()) for piece in texts)
     if not size:
-        raise InputError(f"{args.file}: expected text, found none")
+        raise InputError(f"{args.file or '--data.source'}: expected text, found none")
 
     engine, why = _chosen(args.engine)
 

@@ -70,7 +70,7 @@ def parse(raw: bytes, *, artifact: object) -> dict[str, Any]:
             "ids": ids and [first + i for first, count in ids for i in range(count)],
             "merges": merges,
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         remedy = "Restore it from a copy, or train the tokenizer again."
         raise ContractError(KIND, artifact=artifact, expected="a tokenizer", found=repr(error), remedy=remedy) from None
 

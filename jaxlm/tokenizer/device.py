@@ -68,7 +68,7 @@ def encode(tables: Tables, bytes_BN: jax.Array, lengths_B: jax.Array) -> tuple[j
 
     bytes_BN: uint8, UTF-8 from the beginning of each row. lengths_B: int32, bytes of each row, of which those beyond are not
     read. Where the rows are laid on axes of an explicit mesh, the results are as well, and nothing travels.
-    Raises ValueError for other shapes or dtypes, and where rows are laid across devices.
+    Raises ValueError for other shapes or dtypes, for 2^31 bytes on one device, and where rows are laid across devices.
     """
     if bytes_BN.ndim != 2 or bytes_BN.dtype != np.uint8:
         raise ValueError(f"bytes: expected uint8 [B, N], found {bytes_BN.dtype} {list(bytes_BN.shape)}")
@@ -88,6 +88,10 @@ def encode(tables: Tables, bytes_BN: jax.Array, lengths_B: jax.Array) -> tuple[j
 
 def _encode(tables: Tables, bytes_BN: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows, width = bytes_BN.shape
+    if rows * width >= 1 << 31:
+        raise ValueError(
+            f"bytes: expected less than 2^31 on one device, found {rows} rows of {width}; encode fewer rows at once"
+        )
     if rows * width == 0:
         return jnp.full((rows, width), PAD, np.int32), jnp.zeros(rows, np.int32)
     index_BN = jnp.broadcast_to(jnp.arange(width, dtype=np.int32), (rows, width))

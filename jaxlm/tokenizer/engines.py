@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxlm.tokenizer.compiled.encode import Engine
 
 LONGEST = 1 << 27  # characters of a text up to which compiled code is given it whole: it can number bytes up to 2 GB
+FEW_CHARACTERS, FEW_IDS = 128, 256  # of one call, which Python has done before a call of compiled code would be prepared
 
 
 class Engines:
@@ -48,7 +49,8 @@ class Engines:
 
         Raises ValueError for a pre-token of 2 GB, which compiled code cannot number.
         """
-        loaded = self.compiled(sum(map(len, texts)))
+        work = sum(map(len, texts))
+        loaded = None if self._choice == "auto" and work <= FEW_CHARACTERS else self.compiled(work)
         if loaded is None:
             return [self.portable.encode(text) for text in texts]
         engine, _ = loaded
@@ -62,7 +64,7 @@ class Engines:
         """The bytes that ids stand for. Raises ValueError for an integer that is no id, TypeError for what is no integer."""
         if not isinstance(ids, list | tuple | np.ndarray):
             ids = list(ids)
-        loaded = self.compiled(len(ids))
+        loaded = None if self._choice == "auto" and len(ids) <= FEW_IDS else self.compiled(len(ids))
         numbers = _int32(ids) if loaded else None
         if loaded and numbers is not None:
             return loaded[1].decode(numbers)
@@ -84,19 +86,26 @@ class Engines:
         from jaxlm.tokenizer.compiled.decode import Decoder
         from jaxlm.tokenizer.compiled.encode import Engine
 
-        engine = Engine(self._vocabulary, self._pattern)
-        found, expected = engine.encode([self._probe.encode()])[0], self.portable.encode(self._probe)
-        if not np.array_equal(found, expected):
-            same = min(len(found), len(expected))
-            at = int(np.argmax(np.append(found[:same] != expected[:same], True)))
-            raise ContractError(
-                "tokenizer",
-                artifact="the compiled encoder",
-                expected=f"the ids of the probe text by Python, from place {at} on {expected[at : at + 8].tolist()}",
-                found=found[at : at + 8].tolist(),
-                remedy="Remove its code (*.o beside jaxlm/tokenizer/compiled, in ~/.cache/jaxlm), or use engine='portable'.",
-            )
-        self._compiled = engine, Decoder(self._vocabulary)  # of threads that come here together, the last one's
+        engine, decoder = Engine(self._vocabulary, self._pattern), Decoder(self._vocabulary)
+        probe, expected = self._probe.encode(), self.portable.encode(self._probe)
+        _require_same("encoder", "ids", engine.encode([probe])[0], expected)
+        _require_same("decoder", "bytes", np.frombuffer(decoder.decode(expected), np.uint8), np.frombuffer(probe, np.uint8))
+        self._compiled = engine, decoder  # of threads that come here together, the last one's
+
+
+def _require_same(what: str, unit: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """Raise ContractError where compiled code makes something else of the probe text than Python does."""
+    if np.array_equal(found, expected):
+        return
+    same = min(len(found), len(expected))
+    at = int(np.argmax(np.append(found[:same] != expected[:same], True)))
+    raise ContractError(
+        "tokenizer",
+        artifact=f"the compiled {what}",
+        expected=f"the {unit} of the probe text by Python, from place {at} on {expected[at : at + 8].tolist()}",
+        found=found[at : at + 8].tolist(),
+        remedy="Remove its code (*.o beside jaxlm/tokenizer/compiled, in ~/.cache/jaxlm), or use engine='portable'.",
+    )
 
 
 def _int32(ids: Sequence[int] | np.ndarray) -> np.ndarray | None:

@@ -12,9 +12,32 @@ from __future__ import annotations
 # imported, must be asked for after ours.
 import logging  # noqa: F401
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+if sys.version_info >= (3, 12):
+    from functools import cached_property
+else:
+    # Python 3.11's holds a lock while it computes, one for all instances: a child that is forked meanwhile never gets it.
+    class cached_property:
+        """A property that is computed once, or by threads that come together more than once, and never behind a lock."""
+
+        def __init__(self, make):
+            self._make, self.__doc__ = make, make.__doc__
+
+        def __set_name__(self, owner, name):
+            self._name = name
+
+        def __get__(self, instance, owner=None):
+            if instance is None:
+                return self
+            made = instance.__dict__[self._name] = self._make(instance)
+            return made
+
+
+__all__ = ["cached_property", "compiling", "loading"]
 
 WAIT = 20.0  # seconds that a fork waits at most: whatever went wrong, it goes on, and its child does without
 

@@ -13,12 +13,12 @@ caseless letter or a mark.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from jaxlm.tokenizer.engines import Engines
+from jaxlm.tokenizer.forks import cached_property
 from jaxlm.tokenizer.merging import merge
 from jaxlm.tokenizer.pretoken import compiled, last_cut, special_pattern
 from jaxlm.tokenizer.settled import Settled
@@ -145,7 +145,7 @@ class StreamEncoder:
                 yield self._vocabulary.ids[tokens]
         return done
 
-    @functools.cached_property
+    @cached_property
     def _settled(self) -> Settled:
         return Settled(self._vocabulary, self._merged)
 

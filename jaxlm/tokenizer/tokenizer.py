@@ -7,6 +7,7 @@ Ids 0..255 are the bytes, then come the merges in order, then the special tokens
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,15 @@ from jaxlm.contract import ContractError, Manifest, new_artifact, plain
 from jaxlm.tokenizer.artifact import FILE, KIND, PROBE, facts_of, manifest_of, parse, serialise
 from jaxlm.tokenizer.choosing import Choice, thread_count
 from jaxlm.tokenizer.engines import Engines
+from jaxlm.tokenizer.forks import cached_property
 from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, special_pattern, special_starts, split
 from jaxlm.tokenizer.streaming import StreamEncoder
 from jaxlm.tokenizer.vocabulary import Vocabulary
 
 BATCH_CHARACTERS = 1 << 20  # of text that a thread encodes at once
 PIECE = 1 << 16  # characters that `encode_iterable` collects before it looks for a place to cut
+
+_NONE = np.zeros(0, np.int32)
 
 
 class Tokenizer:
@@ -84,7 +88,7 @@ class Tokenizer:
         """What encodes now: "portable" or "compiled"."""
         return "portable" if self._engines.compiled(0) is None else "compiled"
 
-    @functools.cached_property
+    @cached_property
     def byte_lengths(self) -> np.ndarray:
         """Bytes of text that each id stands for, int32 [V], read-only; 0 for special tokens and for what is no id."""
         return self.vocabulary.byte_lengths()
@@ -101,7 +105,7 @@ class Tokenizer:
         """The id that closes a document: the first special token."""
         return self.bos_id
 
-    @functools.cached_property
+    @cached_property
     def manifest(self) -> Manifest:
         """What this tokenizer promises."""
         facts = facts_of(
@@ -109,7 +113,7 @@ class Tokenizer:
             pattern_text=PATTERNS[self.pattern],
             merges=self.merges,
             special_ids=self.special_ids,
-            probe_ids=self._encode(PROBE, frozenset(self.special_tokens), 0, encode=self._engines.portable.encode).tolist(),
+            probe_ids=self._encode(PROBE, frozenset(self.special_tokens), 0, encode_many=self._portably).tolist(),
             probe_pretokens=split(PROBE, self.pattern),
             vocab=self.vocab,
             vocab_size=self.vocab_size,
@@ -198,32 +202,42 @@ class Tokenizer:
         return allowed
 
     def _encode(
-        self, text: str, allowed: frozenset[str] | None, start: int, *, encode: Callable[[str], np.ndarray] | None = None
+        self,
+        text: str,
+        allowed: frozenset[str] | None,
+        start: int,
+        *,
+        encode_many: Callable[[Sequence[str]], list[np.ndarray]] | None = None,
     ) -> np.ndarray:
         """allowed: special tokens that stand for their ids, None: all is text. start: of `text` in the whole, for messages."""
-        encode = encode or self._engines.encode
+        encode_many = encode_many or self._engines.encode_many
         if not isinstance(text, str):
             raise TypeError(f"expected text as str, found {type(text).__name__}")
         finder = special_pattern(self.special_tokens) if allowed is not None and self._has_special(text) else None
+        between, specials, at = [], [], 0
+        for match in finder.finditer(text) if finder else ():
+            if allowed is not None and match[0] not in allowed:
+                raise ValueError(
+                    f"expected text without special tokens, found {match[0]!r} at character {start + match.start()}; "
+                    "allow it with allowed_special, or encode it as text with encode_ordinary"
+                )
+            between.append(text[at : match.start()])
+            specials.append(np.array([self.special_ids[match[0]]], np.int32))
+            at = match.end()
         try:
-            if finder is None:
-                return encode(text)
-            parts, at = [], 0
-            for match in finder.finditer(text):
-                if allowed is not None and match[0] not in allowed:
-                    raise ValueError(
-                        f"expected text without special tokens, found {match[0]!r} at character {start + match.start()}; "
-                        "allow it with allowed_special, or encode it as text with encode_ordinary"
-                    )
-                parts += [encode(text[at : match.start()]), np.array([self.special_ids[match[0]]], np.int32)]
-                at = match.end()
-            return np.concatenate([*parts, encode(text[at:])])
+            found = encode_many([*between, text[at:]])
         except UnicodeEncodeError:
             where = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
             raise ValueError(
                 f"expected Unicode text, found the lone surrogate U+{ord(text[where]):04X} at character {start + where}, "
                 "which no UTF-8 stands for; read the text with errors='replace'"
             ) from None
+        if not specials:
+            return found[0]
+        return np.concatenate([ids for pair in itertools.zip_longest(found, specials, fillvalue=_NONE) for ids in pair])
+
+    def _portably(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._engines.portable.encode(text) for text in texts]
 
     def _has_special(self, text: str) -> bool:
         """Whether there may be a special token in `text`; False is certain."""
@@ -236,7 +250,7 @@ class Tokenizer:
         found = addresses.take(ids)
         return np.ndarray(found.shape, object, found).tolist()
 
-    @functools.cached_property
+    @cached_property
     def _integers(self) -> tuple[np.ndarray, np.ndarray]:
         """The integers below the vocabulary's size, which live as long as this, and where they are."""
         integers = np.arange(self.vocab_size).astype(object)
@@ -282,7 +296,7 @@ class Tokenizer:
         content = parse((root / FILE).read_bytes(), artifact=root / FILE)
         try:
             tokenizer = cls(**content, provenance=manifest.provenance, engine=engine)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ContractError(KIND, artifact=root / FILE, expected="a tokenizer", found=str(error)) from None
         promised = {**manifest.facts, "files": plain(manifest.files), "parents": plain(manifest.parents)}
         found = tokenizer.manifest

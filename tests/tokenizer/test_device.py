@@ -249,3 +249,12 @@ def test_other_shapes_and_dtypes_are_refused(twice, bytes_BN, lengths_B, message
 def test_a_pattern_without_a_mask_is_refused_by_name():
     with pytest.raises(ValueError, match="one of gpt2, cl100k, cl100k_base, found 'o200k'; encode on the host"):
         device.tables(Tokenizer.from_merges([], pattern="o200k"))
+
+
+def test_more_bytes_than_can_be_numbered_are_refused(plain):
+    rows, width = 1 << 16, 1 << 15
+    shapes = jax.ShapeDtypeStruct((rows, width), np.uint8), jax.ShapeDtypeStruct((rows,), np.int32)
+    with pytest.raises(
+        ValueError, match=r"bytes: expected less than 2\^31 on one device, found 65536 rows of 32768; encode fewer"
+    ):
+        jax.eval_shape(device.encode, plain[1], *shapes)

@@ -15,6 +15,7 @@ import pytest
 
 from jaxlm.contract import ContractError
 from jaxlm.tokenizer import Tokenizer, choosing, engines, train_tokenizer
+from jaxlm.tokenizer.compiled import decode as compiled_decode
 from jaxlm.tokenizer.compiled import encode as compiled_encode
 
 
@@ -33,6 +34,7 @@ def is_compiled(tok: Tokenizer) -> bool:
 def test_compiled_code_comes_with_as_much_text_as_makes_it_worth_it(made, monkeypatch):
     asked = []
     monkeypatch.setattr(engines.ENCODING, "are_worth", lambda work: asked.append(work) or work >= 100)
+    monkeypatch.setattr(engines, "FEW_CHARACTERS", 9)
     tok = made()
     for _ in range(9):
         tok.encode_ordinary("aa aaaa aa")
@@ -46,8 +48,20 @@ def test_what_is_loaded_is_used_at_once(made):
     made("compiled").encode("aa")
     assert engines.ENCODING.are_loaded
     tok = made()
-    tok.encode("aa")
+    tok.encode("aa" * engines.FEW_CHARACTERS)
     assert is_compiled(tok)
+
+
+def test_short_calls_are_pythons_since_preparing_a_call_of_compiled_code_takes_longer(made, monkeypatch):
+    made("compiled")
+    tok, calls = made(), []
+    monkeypatch.setattr(tok._engines, "compiled", lambda work: calls.append(work))
+    few, ids = "a" * engines.FEW_CHARACTERS, [97] * engines.FEW_IDS
+    tok.encode_batch_to_numpy([few[1:], "a"])
+    tok.encode(few), tok.decode(ids)
+    assert calls == []
+    tok.encode_batch_to_numpy([few, "a"]), tok.decode([*ids, 97])
+    assert calls == [len(few) + 1, len(ids) + 1]
 
 
 def test_portable_stays_portable(made):
@@ -82,6 +96,13 @@ def test_compiled_code_that_makes_other_ids_is_refused(made, monkeypatch):
     right = compiled_encode.Worker.encode
     monkeypatch.setattr(compiled_encode.Worker, "encode", lambda self, texts: [ids[::-1] for ids in right(self, texts)])
     with pytest.raises(ContractError, match=r"compiled encoder: expected the ids of the probe text .*engine='portable'"):
+        made("compiled")
+
+
+def test_compiled_code_that_makes_other_bytes_is_refused(made, monkeypatch):
+    right = compiled_decode.Decoder.decode
+    monkeypatch.setattr(compiled_decode.Decoder, "decode", lambda self, ids: right(self, ids)[:-1] + b"?")
+    with pytest.raises(ContractError, match=r"compiled decoder: expected the bytes of the probe text .*engine='portable'"):
         made("compiled")
 
 

@@ -53,13 +53,14 @@ class Decoder:
         self._starts = np.cumsum(sizes) - sizes
         joined = b"".join([vocab.get(i, b"") for i in range(self._size)])
         self._blob = np.frombuffer(joined + bytes(WORD), np.uint8)
+        self._addresses = self._lengths.ctypes.data, self._starts.ctypes.data, self._blob.ctypes.data
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes that ids (int32, contiguous) stand for. Raises ValueError for an integer that is no id."""
-        lengths = self._lengths.ctypes.data
-        total = decoded_length(ids.ctypes.data, len(ids), self._size, lengths)
+        given, (lengths, starts, blob) = ids.ctypes.data, self._addresses
+        total = decoded_length(given, len(ids), self._size, lengths)
         if total < 0:
             raise ValueError(f"expected ids in {self._range}, found {ids[-1 - total]}")
         out = np.empty(total + WORD, np.uint8)
-        decode_ids(ids.ctypes.data, len(ids), lengths, self._starts.ctypes.data, self._blob.ctypes.data, out.ctypes.data)
+        decode_ids(given, len(ids), lengths, starts, blob, out.ctypes.data)
         return out[:total].tobytes()

@@ -38,6 +38,7 @@ WINDOW = 8  # rows in which a pre-token is looked for
 INLINE = 16  # bytes of a pre-token that a row holds
 REMEMBERED = SHORT  # bytes up to which pre-tokens are remembered: longer ones are rare, and merging them may fail
 ROWS = 1 << 18  # 8 MB
+IDLE = 8  # workers that wait for a next thread, with a cache of 16 MB each
 LIMIT_BYTES = 1 << 31  # of text at once: places are int32
 ARENA = 1 << 21  # words; 8 MB
 BATCH, ENTRY = 64, 32  # pre-tokens in a batch; bytes of each: its end, its 16 bytes or two hashes, the hash of them
@@ -257,13 +258,14 @@ class Worker:
             ],
             np.int64,
         )  # fmt: skip
+        self._address = address(self._state)
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Ids of each text (UTF-8 without special tokens, together below LIMIT_BYTES), int32; they share one array."""
         padded = np.frombuffer(b"".join([part for text in texts for part in (text, _PADDING)]), np.uint8)
         ends = np.cumsum([len(text) + PADDING for text in texts], dtype=np.int64) - PADDING
         room = np.empty(len(padded) + 4, np.int32)
-        arguments = (self._state.ctypes.data, padded.ctypes.data, ends.ctypes.data, len(texts), room.ctypes.data)
+        arguments = (self._address, padded.ctypes.data, ends.ctypes.data, len(texts), room.ctypes.data)
         ids = room[: encode_texts(*arguments)].copy()
         if self._state[FAILED // 8]:
             self._state[FAILED // 8] = 0
@@ -289,4 +291,5 @@ class Engine:
         try:
             return worker.encode(texts)
         finally:
-            self._free.append(worker)
+            if len(self._free) < IDLE:
+                self._free.append(worker)

@@ -3,8 +3,9 @@
 numba compiles them, without the interpreter's lock and without wrappers for Python. The object code is kept on the disk and
 loaded by llvmlite, so that a process which finds it there needs no numba: importing numba and starting its compiler takes half
 a second, loading the code a few milliseconds. A file is named by a digest of every source of this room, since helpers from
-several of them are compiled into one function, and of the versions and the processor that it was made for; machine code never
-outlives a line that it was made of.
+several of them are compiled into one function, of numba's settings, and of the versions and the processor that it was made for;
+machine code never outlives a line that it was made of. The sources are read when this module is imported, as those of the
+functions are: code of a process whose sources were edited since is not kept. What older sources left beside them is removed.
 
 Functions are marked when they are defined, and compiled when they are first called: `compiled` for those that Python calls,
 `inlined` and `helper` for those that they call.
@@ -30,7 +31,9 @@ from jaxlm.tokenizer.forks import compiling, loading
 
 CONSTANTS = ("unicode.py", "merging.py")  # files above this room whose constants are compiled in
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+SETTINGS_OF_NO_CODE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 _KEPT: list[Any] = []  # what holds the machine code in memory
+_ROOM = Path(__file__).parent
 
 
 class Lazy:
@@ -97,8 +100,8 @@ class compiled:
     def file(self) -> str:
         """The name of the file that holds its machine code."""
         where = f"{self.function.__module__}.{self.function.__qualname__}"
-        digest = hashlib.sha256(f"{where} {_key()}".encode()).hexdigest()
-        return f"{self.function.__name__}-{digest[:24]}.o"
+        made_for, made_of = (hashlib.sha256(text.encode()).hexdigest() for text in (_made_for(), f"{where} {_SOURCES}"))
+        return f"{self.function.__name__}-{made_for[:8]}-{made_of[:24]}.o"
 
     def load(self, *, make: bool) -> bool:
         """Whether its machine code is in this process now. make: compile it if it is not on the disk.
@@ -158,26 +161,36 @@ def _libraries() -> Iterator[None]:
 # ---- on the disk -------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _key() -> str:
-    """What machine code depends on: the sources of this room and of `CONSTANTS`, the compiler's versions, the processor."""
-    from llvmlite import binding
-
+def _sources() -> str:
+    """A digest of the sources of this room and of `CONSTANTS`, as they are on the disk."""
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in [*sorted(here.glob("*.py")), *(here.parent / name for name in CONSTANTS)]:
+    for path in [*sorted(_ROOM.glob("*.py")), *(_ROOM.parent / name for name in CONSTANTS)]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+_SOURCES = _sources()
+
+
+@functools.cache
+def _made_for() -> str:
+    """What machine code depends on beside its sources: the compiler's versions and settings, the processor."""
+    from llvmlite import binding
+
     versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
+    settings = sorted(
+        item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] not in SETTINGS_OF_NO_CODE
+    )
     processor = [binding.get_default_triple(), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()]
-    return f"{digest.hexdigest()} {versions} {processor} {sys.version_info[:2]}"
+    return f"{versions} {settings} {processor} {sys.version_info[:2]}"
 
 
 def _folders() -> list[Path]:
     """Where machine code may lie: beside the sources, or with the user's other caches; JAXLM_CACHE_DIR overrides both."""
     ours = cache_folder()
     folders = [] if ours is None else [ours]
-    return folders if os.environ.get("JAXLM_CACHE_DIR") else [Path(__file__).parent / "__pycache__", *folders]
+    return folders if os.environ.get("JAXLM_CACHE_DIR") else [_ROOM / "__pycache__", *folders]
 
 
 def _load(file: str) -> tuple[str, bytes] | None:
@@ -198,12 +211,18 @@ def _digest(file: str, symbol: bytes, code: bytes) -> bytes:
 
 
 def _keep(file: str, symbol: str, code: bytes) -> None:
-    """Write symbol and object code to the first folder that takes them; nowhere if none does."""
+    """Write symbol and object code to the first folder that takes them; nowhere if none does, or if the sources changed."""
+    if _sources() != _SOURCES:
+        return
     content = b"\n".join([_digest(file, symbol.encode(), code), symbol.encode(), code])
     for folder in _folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / file, content)
+            if folder.parent == _ROOM:  # no other sources use it; another Python or processor may
+                for old in folder.glob(f"{file.rpartition('-')[0]}-*.o"):
+                    if old.name != file:
+                        old.unlink(missing_ok=True)
             return
         except OSError:
             continue

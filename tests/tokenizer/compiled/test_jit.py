@@ -28,9 +28,17 @@ print(decoded_length.is_loaded, "numba" in sys.modules)
 """
 
 
-def used(root: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAXLM_CACHE_DIR": str(root / "cache")}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=root, env=environment, capture_output=True, text=True, check=True)
+EDITED = """
+from jaxlm.tokenizer.compiled import decode, jit
+with open(jit._ROOM / "memory.py", "a") as file:
+    file.write("\\n# changed while this process runs\\n")
+print(decode.decoded_length(0, 0, 0, 0), end=" ")
+"""
+
+
+def used(root: Path, script: str = USE, **settings: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAXLM_CACHE_DIR": str(root / "cache"), **settings}
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -42,6 +50,29 @@ def test_code_on_the_disk_is_used_without_numba_until_a_source_changes(tmp_path)
         with (tmp_path / "jaxlm/tokenizer" / name).open("a") as file:
             file.write("\n# changed\n")
         assert used(tmp_path) == "False True True"
+
+
+def test_code_of_sources_that_were_edited_meanwhile_is_not_kept_and_other_settings_make_other_code(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jaxlm", ignore=shutil.ignore_patterns("__pycache__"))
+    assert used(tmp_path, EDITED) == "0"
+    assert not list(tmp_path.glob("cache/**/*.o"))
+    assert used(tmp_path) == "False True True"
+    assert used(tmp_path, NUMBA_NUM_THREADS="1") == "True True False"
+    assert used(tmp_path, NUMBA_OPT="0") == "False True True"
+
+
+def test_what_older_sources_left_beside_them_is_removed(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAXLM_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit, "_folders", lambda: [tmp_path / "__pycache__"])
+    monkeypatch.setattr(jit, "_ROOM", tmp_path)
+    monkeypatch.setattr(jit, "_sources", lambda: jit._SOURCES)
+    for file in ("f-00000001-a.o", "f-00000001-b.o", "f-00000002-a.o", "f-g-00000001-a.o", "f-00000001-c.o"):
+        jit._keep(file, "symbol", b"code")
+    assert {path.name for path in (tmp_path / "__pycache__").iterdir()} == {
+        "f-00000002-a.o",
+        "f-g-00000001-a.o",
+        "f-00000001-c.o",
+    }
 
 
 def test_the_key_covers_every_module_whose_constants_are_compiled_in():
@@ -163,7 +194,7 @@ def test_libraries_that_are_there_and_do_not_work_are_an_import_error_that_says_
         raise error
 
     fresh()(1, 20)
-    for name in ("_key", "_link"):
+    for name in ("_made_for", "_link"):
         with monkeypatch.context() as patch:
             patch.setattr(jit, name, broken)
             with pytest.raises(ImportError, match=f"numba or llvmlite failed with {found}; install versions of them that"):
@@ -174,7 +205,7 @@ def test_an_interrupt_while_a_library_is_imported_is_an_interrupt(cache, monkeyp
     def interrupted():
         raise ImportError("initialization failed") from KeyboardInterrupt()
 
-    monkeypatch.setattr(jit, "_key", interrupted)
+    monkeypatch.setattr(jit, "_made_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fresh().load(make=False)
 
