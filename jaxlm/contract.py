@@ -13,6 +13,7 @@ and then every fact that both sides state (`RELATIONS`).
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -183,7 +184,7 @@ class Manifest:
         path = Path(directory) / MANIFEST
         try:
             raw = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             wanted = f"a {kind} artifact" if kind else "an artifact of jaxlm"
             raise InputError(f"{directory}: expected {wanted} (a directory with {MANIFEST}), found none") from None
         contract = kind or "manifest"
@@ -260,6 +261,14 @@ def naming(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def make_folder(directory: str | os.PathLike[str]) -> None:
+    """Make a directory and those above it, where they are not there. Raises NotADirectoryError where a file is in the way."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from None
+
+
 def sync_directory(directory: str | os.PathLike[str]) -> None:
     """Make a rename in `directory` durable."""
     handle = os.open(directory, os.O_RDONLY)
@@ -290,9 +299,10 @@ def new_artifact(directory: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{final}: expected the name of a new directory, found none; give it as {final / 'NAME'}")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"{final}: expected a new or empty directory, found one in use; choose another or remove it")
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    with naming(final):
+        temporary.mkdir()
     try:
         yield temporary
         sync_below(temporary)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +58,11 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message as UsageError."""
+        """Raise the message as UsageError; of what is required it lists what may be left out, too, and here does not."""
+        said, _, names = message.partition("required: ")
+        if names:
+            optional = {action.metavar for action in self._actions if action.nargs == "*"}
+            message = f"{said}required: {', '.join(name for name in names.split(', ') if name not in optional)}"
         raise UsageError(f"{message.removeprefix('argument ')}; `{self.prog} --help` shows the usage")
 
 
@@ -92,6 +97,10 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
         parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()}\n{' ' * 13}[--SECTION.FIELD VALUE ...]"
         if {"-h", "--help"}.intersection(words):
             parser.epilog = _fields_in_help(module)
+    known = {option for action in parser._actions for option in action.option_strings}
+    for word in itertools.takewhile(lambda word: word != "--", words):  # before argparse asks for what is missing
+        if word.startswith("--") and word.partition("=")[0] not in known:
+            raise UsageError(_unknown(word.partition("=")[0], parser, types))
     args, rest = parser.parse_known_intermixed_args(words)
     for name in PATHS:
         given = getattr(args, name, None)

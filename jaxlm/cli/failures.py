@@ -57,6 +57,8 @@ def failure_of(error: BaseException, verb: str, options: Collection[str] = ()) -
         return Failure("input", f"expected a name that the system can be told, found {found}; set PYTHONUTF8=1", 2)
     if _is_save_error(error):
         return Failure("save", text, 1)
+    if isinstance(error, MemoryError):
+        return Failure("memory", f"expected memory of this machine for what was asked, found none left: {text or verb}", 1)
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text:
         found = text.splitlines()[0]
         return Failure("memory", f"expected what fits the device's memory, found {found}; {ROOM.get(verb, ROOM_TO_TRAIN)}", 1)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jaxlm.contract import InputError, plain, write_atomic
+from jaxlm.contract import InputError, make_folder, plain, write_atomic
 
 STDOUT = "standard output"
 STDIO = "-"  # as a file's name: standard input or output
@@ -125,5 +125,5 @@ def require_new(path: str, *, option: str) -> None:
 def write_new(path: str, content: bytes, *, option: str) -> None:
     """Write a new file, whole or not at all, and the directories above it. Raises InputError where there is one."""
     require_new(path, option=option)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(path).parent)
     write_atomic(path, content)

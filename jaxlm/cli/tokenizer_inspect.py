@@ -29,6 +29,7 @@ from jaxlm.cli.tokenizer_reading import (
     id_counts,
     read,
 )
+from jaxlm.contract import InputError
 
 if TYPE_CHECKING:
     from jaxlm.tokenizer.inspection import Inspection, Token
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     data, text = data_config(args), given_text(args)
     tokenizer = read(args.tokenizer, args)
     shards = id_counts(data, tokenizer) if data and data.path else None
+    if args.rows < 0:
+        raise InputError(f"--rows: expected >= 0, found {args.rows}")
     found = inspect(
         tokenizer,
         TEXT if text is None else text,
@@ -140,7 +143,7 @@ def report(found: Inspection) -> dict[str, Any]:
 def _show(found: Inspection, args: argparse.Namespace, out: Output, where: str | None, size: tuple[int, int]) -> None:
     from jaxlm.cli.tokenizer_drawing import Screen, short, spelt, table
 
-    screen, tokenizer, rows = Screen(out), found.tokenizer, max(args.rows, 0)
+    screen, tokenizer, rows = Screen(out), found.tokenizer, args.rows
     specials = " ".join(f"{text} {number}" for text, number in tokenizer.special_ids.items()) or "none"
     screen.show(f"{args.tokenizer}: {tokenizer.vocab_size:,} ids, pattern {tokenizer.pattern}, {tokenizer.fingerprint[:12]}")
     screen.show(f"special tokens: {specials}")

@@ -15,7 +15,7 @@ from jaxlm.cli.output import Output
 from jaxlm.config.load import load_config
 from jaxlm.config.overrides import apply_overrides
 from jaxlm.config.schema import RunConfig
-from jaxlm.contract import InputError
+from jaxlm.contract import InputError, new_artifact
 
 SECTIONS, CONFIG = ("tokenizer", "data"), ""
 
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     base = load_config(args.config) if args.config else RunConfig()
     config = apply_overrides(base, args.overrides, only=SECTIONS)
     counts = Counts()
-    tokenizer = train_from_config(training_texts(config.data, counts), config.tokenizer, progress=True)
-    tokenizer.save(args.out)
+    with new_artifact(args.out) as folder:  # refused before the work, not after it
+        tokenizer = train_from_config(training_texts(config.data, counts), config.tokenizer, progress=True)
+        tokenizer.save_into(folder)
     if counts.invalid_utf8:
         found = f"{counts.invalid_utf8} of {counts.documents} documents held bytes that are no UTF-8, replaced by U+FFFD"
         out.warn(f"jaxlm: warning: {found}; --strict refuses them")

@@ -5,8 +5,7 @@ Source: Radford et al. 2019, the released code. So every token is a word without
 
 from __future__ import annotations
 
-PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-OTHERS = tuple(byte for byte in range(256) if byte not in PRINTABLE)
+from jaxlm.tokenizer.definition import OTHERS, PRINTABLE
 
 CHARACTERS: tuple[str, ...] = tuple(
     chr(byte) if byte in PRINTABLE else chr(0x100 + OTHERS.index(byte)) for byte in range(256)

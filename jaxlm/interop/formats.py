@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxlm.contract import MANIFEST, InputError
 from jaxlm.interop import gpt2_files, hf_json, tiktoken_ranks
+from jaxlm.interop.beside import Beside
 from jaxlm.tokenizer import Tokenizer
 
 FORMATS = (hf_json.FORMAT, gpt2_files.FORMAT, tiktoken_ranks.FORMAT)
@@ -23,7 +24,8 @@ def read_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a foreign file, with the same ids for every text.
 
-    path: a `tokenizer.json`, a `.tiktoken` file, or a directory with `tokenizer.json` or with `vocab.json` and `merges.txt`.
+    path: a `tokenizer.json`, a `.tiktoken` file, or a directory with `tokenizer.json` or with `vocab.json` and `merges.txt`, of
+    which the other files that `transformers` puts there are read too.
     format: one of `FORMATS`, by default what the path looks like. pattern, special_tokens: for formats that hold none, see
     `read_gpt2_files` and `read_tiktoken`; a tokenizer.json states both. document_token: the special token that opens and closes
     documents; by default `<|endoftext|>`, `<|begin_of_text|>`, `<s>`, or the one of the lowest id.
@@ -39,6 +41,9 @@ def read_tokenizer(
         tokenizer = hf_json.read_tokenizer_json(file, document_token=document_token)
         if pattern not in (None, tokenizer.pattern):
             raise InputError(f"{path}: expected the pattern {pattern}, found {tokenizer.pattern} in the file")
+        if path.is_dir():
+            mend = f"give {file} itself to leave out what lies beside it"
+            Beside.of(path).require_known(tokenizer.special_ids, mend=mend)
         return tokenizer
     if format == gpt2_files.FORMAT:
         directory = path if path.is_dir() or path.name not in (gpt2_files.VOCAB, gpt2_files.MERGES) else path.parent
@@ -80,7 +85,10 @@ def detected(path: Path) -> str:
         return tiktoken_ranks.FORMAT
     if not path.exists():
         raise InputError(f"{path}: expected the files of a tokenizer, found none")
-    raise InputError(f"{path}: expected a name that tells the format, found {path.name!r}; name one of {', '.join(FORMATS)}")
+    raise InputError(
+        f"{path}: expected a name that tells the format ({', '.join(FORMATS)}), found {path.name!r}; rename it, or say "
+        "which it is with `jaxlm tokenizer convert --from-format`"
+    )
 
 
 def _known(format: str) -> str:

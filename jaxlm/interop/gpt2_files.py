@@ -1,7 +1,8 @@
 """GPT-2's `vocab.json` and `merges.txt` in one directory, and the `tokenizer_config.json` that `transformers` puts there.
 
 The first two hold no pattern, so they are written for the pattern of GPT-2 alone, which is what is used for them elsewhere.
-Nor do they say which entries are special tokens: that is the part of the third, without which it is `<|endoftext|>`.
+Nor do they say which entries are special tokens: that is the part of the third, or of what older versions of `transformers` put
+there (`beside`); without any it is `<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxlm.contract import InputError, new_artifact
 from jaxlm.interop import byte_alphabet
 from jaxlm.interop.added_tokens import added_token, special_ids_of
 from jaxlm.interop.assembling import assembled, require_special
+from jaxlm.interop.beside import ADDED, CONFIG, Beside
 from jaxlm.interop.hf_json import ids_of
 from jaxlm.interop.last_merge import Merge
 from jaxlm.interop.naming import names_of
@@ -24,7 +25,7 @@ from jaxlm.interop.strict_json import read_object, read_text, typed
 from jaxlm.tokenizer import Tokenizer
 
 FORMAT = "vocab.json+merges.txt"
-VOCAB, MERGES, CONFIG = "vocab.json", "merges.txt", "tokenizer_config.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
 HEADER = "#version: 0.2"
 DEFAULT_SPECIAL = "<|endoftext|>"
 _CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")  # others cut text otherwise: Qwen's files have the same two names
@@ -42,30 +43,23 @@ def read_gpt2_files(
     """The tokenizer of a directory with `vocab.json` and `merges.txt`, with its ids.
 
     pattern: a name in `PATTERNS`, "gpt2" by default. special_tokens: texts, with the ids of vocab.json or those after its
-    largest, or texts with their ids; by default what tokenizer_config.json lists, else `<|endoftext|>`. document_token: the one
-    that opens and closes documents; by default that which tokenizer_config.json has as both bos_token and eos_token, then as
-    for `tokenizer.json`. vocab, merges: other names of the two files.
+    largest, or texts with their ids; by default what the files of `transformers` beside them state, else `<|endoftext|>`.
+    document_token: the one that opens and closes documents; by default that which tokenizer_config.json has as both bos_token
+    and eos_token, then as for `tokenizer.json`. vocab, merges: other names of the two files.
     Raises InputError for what no tokenizer here can do, ContractError for damaged files.
     """
     root = Path(directory)
     path = root / vocab
     entries = {text: typed(number, int, path=path, place=repr(text)) for text, number in read_object(path).items()}
     pairs = _merges_of(root / merges)
-    config = read_object(root / CONFIG) if (root / CONFIG).is_file() else {}
-    if config.get("add_prefix_space", False) is not False:
-        raise unsupported(root / CONFIG, "add_prefix_space", expected="false", found=repr(config["add_prefix_space"]))
-    if pattern is None and config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
-        found = repr(config["tokenizer_class"])
+    beside = Beside.of(root)
+    if pattern is None and beside.config.get("tokenizer_class", _CLASSES[0]) not in _CLASSES:
+        found = repr(beside.config["tokenizer_class"])
         mend = "if you know what it does, give pattern"
         raise unsupported(root / CONFIG, "tokenizer_class", expected=_CLASSES[0], found=found, mend=mend)
-    if special_tokens is not None:
-        special_ids = _given(path, special_tokens, entries)
-    elif "added_tokens_decoder" in config:
-        special_ids = _listed(root / CONFIG, config["added_tokens_decoder"], entries)
-    else:
-        special_ids = {text: number for text, number in entries.items() if text == DEFAULT_SPECIAL}
+    special_ids = _stated(beside, entries) if special_tokens is None else _given(path, special_tokens, entries)
     if document_token is None and special_tokens is None:
-        document_token = _document_token(config, special_ids)
+        document_token = beside.document_token()
     return assembled(
         path,
         ids=ids_of(path, entries, special_ids, place="the object"),
@@ -145,21 +139,16 @@ def _given(path: Path, special_tokens: Sequence[str] | Mapping[str, int], entrie
     return {text: numbers[text] for text in special_tokens}
 
 
-def _listed(path: Path, added: Any, entries: Mapping[str, int]) -> dict[str, int]:
-    """Special tokens as tokenizer_config.json lists them: id -> token."""
-    place = "added_tokens_decoder"
-    tokens = []
-    for number, entry in typed(added, dict, path=path, place=place).items():
-        if not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise damaged(path, place, expected="ids", found=repr(number))
-        tokens.append({**typed(entry, dict, path=path, place=f"{place}[{number!r}]"), "id": int(number)})
-    return special_ids_of(path, sorted(tokens, key=lambda entry: entry["id"]), entries)
-
-
-def _document_token(config: Mapping[str, Any], special_ids: Mapping[str, int]) -> str | None:
-    """The special token that is both bos_token and eos_token; None where they differ, or are none."""
-    first, last = (
-        value.get("content") if isinstance(value, dict) else value
-        for value in (config.get("bos_token"), config.get("eos_token"))
-    )
-    return first if isinstance(first, str) and first == last and first in special_ids else None
+def _stated(beside: Beside, entries: Mapping[str, int]) -> dict[str, int]:
+    """Special tokens as the files beside state them: all in added_tokens_decoder, or, as older ones do, by ids and roles."""
+    if (listed := beside.listed()) is not None:
+        special = special_ids_of(beside.root / CONFIG, listed, entries)
+    else:
+        special = {text: number for text, number in entries.items() if text == DEFAULT_SPECIAL}
+        for text, number in beside.added.items():
+            if (known := entries.get(text, number)) != number:
+                raise damaged(beside.root / ADDED, repr(text), expected=f"id {known}, as in {VOCAB},", found=number)
+            special[text] = number
+        special |= {text: entries[text] for _, _, text in beside.named if text in entries}
+    beside.require_known(special, mend="give special_tokens")
+    return special

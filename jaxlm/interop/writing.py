@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jaxlm.contract import InputError, write_atomic
+from jaxlm.contract import InputError, make_folder, write_atomic
 
 
 def new_file(path: str | os.PathLike[str], content: bytes) -> None:
@@ -13,5 +13,5 @@ def new_file(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     if path.exists() or path.is_symlink():
         raise InputError(f"{path}: expected the path of a new file, found one in use; choose another or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, content)

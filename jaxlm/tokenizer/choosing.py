@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from jaxlm.tokenizer.forks import loading
 
@@ -87,6 +87,12 @@ class Kernels:
 
 ENCODING = Kernels("merge", "encode", "decode", "pretokens")
 TRAINING = Kernels("count", "words", "learn")
+
+
+def require_choice(engine: str) -> None:
+    """Raise ValueError for what is no `Choice`."""
+    if engine not in get_args(Choice):
+        raise ValueError(f"engine: expected one of {', '.join(get_args(Choice))}, found {engine!r}")
 
 
 def thread_count(threads: int | None) -> int:

@@ -19,6 +19,12 @@ SOME = 128  # words, the most frequent ones, and as many spread over all of them
 SHORT = 32  # bytes of a word that is taken, at most
 MERGES = 32  # with those words in some 20 ms
 
+# Hugging Face's trainer numbers bytes in the order of the characters that GPT-2's files write for them: those that can be
+# printed stand for themselves, and the others come after them.
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+OTHERS = tuple(byte for byte in range(256) if byte not in PRINTABLE)
+NUMBERED = {"bytes": bytes(range(256)), "ids": bytes([*PRINTABLE, *OTHERS])}  # by the rule for ties: the byte of each number
+
 
 def require_learned(counts: Mapping[bytes, int] | Counts, learn: Callable, *, ties: str) -> None:
     """Raise ContractError where `learn` makes other merges of some of these words than the definition does.
@@ -60,7 +66,7 @@ def some_of(counts: Mapping[bytes, int] | Counts) -> dict[bytes, int]:
 def merges_by_definition(counts: Mapping[bytes, int], wanted: int, ties: str) -> list[tuple[bytes, bytes]]:
     """The first `wanted` merges, every pair counted again before each. ties: see `learn_merges`."""
     words = [([bytes([byte]) for byte in word], count) for word, count in counts.items() if count > 0]
-    ids = {bytes([byte]): byte for byte in range(256)}
+    ids = {bytes([byte]): number for number, byte in enumerate(NUMBERED[ties])}
     merges: list[tuple[bytes, bytes]] = []
     while len(merges) < wanted:
         pairs: dict[tuple[bytes, bytes], int] = {}

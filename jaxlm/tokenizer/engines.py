@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxlm.contract import ContractError
-from jaxlm.tokenizer.choosing import ENCODING, Choice
+from jaxlm.tokenizer.choosing import ENCODING, Choice, require_choice
 from jaxlm.tokenizer.portable import Portable
 from jaxlm.tokenizer.pretoken import pieces
 from jaxlm.tokenizer.vocabulary import Vocabulary
@@ -30,8 +30,7 @@ class Engines:
     """
 
     def __init__(self, vocabulary: Vocabulary, pattern: str, *, choice: Choice, probe: str):
-        if choice not in get_args(Choice):
-            raise ValueError(f"engine: expected one of {', '.join(get_args(Choice))}, found {choice!r}")
+        require_choice(choice)
         self._vocabulary, self._pattern, self._choice, self._probe = vocabulary, pattern, choice, probe
         self.portable = Portable(vocabulary, pattern)
         self._compiled: tuple[Engine, Decoder] | None = None

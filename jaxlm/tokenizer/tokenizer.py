@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxlm.contract import ContractError, Manifest, new_artifact, plain
 from jaxlm.tokenizer.artifact import FILE, KIND, PROBE, facts_of, manifest_of, parse, serialise
-from jaxlm.tokenizer.choosing import Choice, thread_count
+from jaxlm.tokenizer.choosing import Choice, require_choice, thread_count
 from jaxlm.tokenizer.engines import Engines
 from jaxlm.tokenizer.forks import cached_property
 from jaxlm.tokenizer.pretoken import PATTERNS, compiled, grouped, special_pattern, special_starts, split
@@ -279,15 +279,20 @@ class Tokenizer:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the artifact into a new directory, whole or not at all. Raises InputError where it is in use."""
         with new_artifact(directory) as temporary:
-            (temporary / FILE).write_bytes(self._content())
-            self.manifest.save(temporary)
+            self.save_into(temporary)
+
+    def save_into(self, directory: Path) -> None:
+        """Write the files of the artifact into an empty directory, which `new_artifact` makes one."""
+        (directory / FILE).write_bytes(self._content())
+        self.manifest.save(directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], *, engine: Choice = "auto") -> Tokenizer:
         """Read an artifact, verify every byte, and compare what it makes of the probe text with what it promises.
 
-        Raises ContractError where anything differs, InputError where there is no tokenizer.
+        Raises ContractError where anything differs, InputError where there is no tokenizer, ValueError for another engine.
         """
+        require_choice(engine)
         root = Path(directory)
         manifest = Manifest.load(root, KIND)
         manifest.require_files(root)

@@ -88,6 +88,8 @@ def _train(
             f"--tokenizer.vocab-size: expected >= {least} (256 bytes and {len(special_tokens)} special tokens), "
             f"found {vocab_size}"
         )
+    if max_bytes < 0:
+        raise ValueError(f"max_bytes: expected a number of bytes, or 0 for all, found {max_bytes}")
     if ties not in ("bytes", "ids"):
         raise ValueError(f"ties: expected 'bytes' or 'ids', found {ties!r}")
     thread_count(threads)  # checks it before the work

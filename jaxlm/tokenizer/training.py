@@ -8,6 +8,7 @@ Both halves exist twice, in Python and compiled, with the same results.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections import Counter, deque
@@ -16,8 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Literal
 
+import numpy as np
+
 from jaxlm.tokenizer.choosing import COMPILE_BYTES, READY_BYTES, TRAINING, Choice, thread_count
 from jaxlm.tokenizer.counts import Counts
+from jaxlm.tokenizer.definition import NUMBERED
 from jaxlm.tokenizer.learning import learned
 from jaxlm.tokenizer.merging import Pair
 from jaxlm.tokenizer.pretoken import special_pattern, split
@@ -68,16 +72,20 @@ def learn_merges(
     """The first `wanted` merges, or as many as the counts support. counts: pre-token -> how often it occurs.
 
     The most frequent pair of neighbours is merged; ties: of equally frequent ones "bytes" takes the pair of byte strings that
-    is greatest, "ids" the pair of ids that is smallest. In "aaa" the pair (a, a) counts twice, and is merged once, on the left.
+    is greatest, "ids" the pair of ids that is smallest, with bytes and merges numbered as Hugging Face's `tokenizers` numbers
+    them. In "aaa" the pair (a, a) counts twice, and is merged once, on the left.
     advance: is told of merges made. Raises InputError for 2^31 bytes of different pre-tokens or more.
     """
     if engine == "auto":
         size = len(counts.text) if isinstance(counts, Counts) else sum(map(len, counts))
         # Who has counted in compiled code has paid for it.
         engine = "compiled" if isinstance(counts, Counts) or TRAINING.are_worth(size) else "portable"
-    text = [bytes([i]) for i in range(256)]
+    if ties == "ids":
+        counts = _numbered(counts)
+    text = [bytes([byte]) for byte in NUMBERED[ties]]
     known = set(text)
     merges: list[tuple[bytes, bytes]] = []
+    wanted = min(wanted, _most(counts))
     for first, second in _learned(counts, wanted, ties == "bytes", engine):
         a, b = text[first], text[second]
         # A pair that stands side by side has been merged everywhere, so the same bytes cannot come from two other parts later.
@@ -88,6 +96,19 @@ def learn_merges(
         merges.append((a, b))
         advance(1)
     return merges
+
+
+def _numbered(counts: Mapping[bytes, int] | Counts) -> Mapping[bytes, int] | Counts:
+    """The same with the number that each byte has among ids in its place."""
+    numbers = bytes.maketrans(NUMBERED["ids"], bytes(range(256)))
+    if isinstance(counts, Counts):
+        return dataclasses.replace(counts, text=np.frombuffer(numbers, np.uint8)[counts.text])
+    return {word.translate(numbers): count for word, count in counts.items()}
+
+
+def _most(counts: Mapping[bytes, int] | Counts) -> int:
+    """Merges that these words can give at most: each shortens one of them."""
+    return (len(counts.text) if isinstance(counts, Counts) else sum(map(len, counts))) - len(counts)
 
 
 def _chosen(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], Choice]:

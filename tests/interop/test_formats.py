@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,33 @@ def test_the_format_is_told_by_the_path(small, tmp_path):
     assert same(read_tokenizer(tmp_path / "gpt2", format=FORMATS[1]), small)
 
 
+def test_what_lies_beside_a_tokenizer_json_agrees_with_it_or_is_refused(small, tmp_path):
+    """`transformers` reads the directory whole; the file alone is what `tokenizers` reads."""
+    file, config, added = (tmp_path / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"))
+    write_tokenizer(small, file, format="tokenizer.json")
+    decoder = {str(number): {"content": text, "special": True} for text, number in small.special_ids.items()}
+    for body in ({}, {"add_prefix_space": False, "added_tokens_decoder": decoder, "eos_token": "<|x|>", "unk_token": None}):
+        config.write_text(json.dumps(body))
+        assert same(read_tokenizer(tmp_path), small)
+    for body, message in (
+        (
+            {"additional_special_tokens": ["<|x|>", "<|im|>"]},
+            r"additional_special_tokens\[1\]: expected a special token",
+        ),
+        ({"add_prefix_space": True}, "add_prefix_space: expected false, found True"),
+        ({"added_tokens_decoder": {"7": {"content": "<|x|>"}}}, r"'<\|x\|>': expected the special token of id 7, found 400"),
+        ({"pad_token": 7}, "a value of type str at pad_token, found int 7"),
+    ):
+        config.write_text(json.dumps(body))
+        with pytest.raises((InputError, ContractError), match=message):
+            read_tokenizer(tmp_path)
+        assert same(read_tokenizer(file), small)
+    config.unlink()
+    added.write_text(json.dumps({"<|im|>": 6000}))
+    with pytest.raises(InputError, match=r"expected the special token of id 6000, found no.*; give .*tokenizer\.json itself"):
+        read_tokenizer(tmp_path)
+
+
 def test_paths_that_tell_no_format_are_refused(small, tmp_path):
     small.save(tmp_path / "own")
     (tmp_path / "empty").mkdir()
@@ -250,7 +278,7 @@ def test_paths_that_tell_no_format_are_refused(small, tmp_path):
     for name, message in (
         ("own", "needs no conversion; load it with Tokenizer.load"),
         ("empty", r"expected tokenizer\.json, or vocab\.json and merges\.txt in the directory, found neither"),
-        ("tokenizer.model", r"expected a name that tells the format, found 'tokenizer\.model'; name one of"),
+        ("tokenizer.model", r"expected a name that tells the format .*, found 'tokenizer\.model'; rename it"),
         ("nothing", "expected the files of a tokenizer, found none"),
         ("nothing.json", "expected a file of a tokenizer, found none"),
         ("nothing.tiktoken", "expected one of gpt2, cl100k, cl100k_base, o200k, found none: the file holds no pattern"),

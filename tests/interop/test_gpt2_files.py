@@ -103,6 +103,36 @@ def test_special_tokens_come_from_the_config_or_the_caller(small, folder):
     assert read_gpt2_files(folder, special_tokens=("<|x|>", "<|endoftext|>")).special_ids == small.special_ids
 
 
+def test_special_tokens_come_from_the_files_of_older_versions_too(small, folder):
+    """Without added_tokens_decoder: ids in added_tokens.json, roles in the config or in special_tokens_map.json."""
+    config = folder / "tokenizer_config.json"
+    body = json.loads(config.read_text())
+    del body["added_tokens_decoder"]
+    config.write_text(json.dumps(body))
+    with pytest.raises(InputError, match=r"found 1 that none makes, as b'<\|x\|>' with id 400; if it is a special token"):
+        read_gpt2_files(folder)
+    for roles in ({"additional_special_tokens": ["<|x|>"]}, {"extra_special_tokens": {"x": "<|x|>"}}, {"pad_token": "<|x|>"}):
+        (folder / "special_tokens_map.json").write_text(json.dumps(roles))
+        assert read_gpt2_files(folder).special_ids == small.special_ids
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im|>": 6000}))
+    assert read_gpt2_files(folder).special_ids == {**small.special_ids, "<|im|>": 6000}
+    assert read_gpt2_files(folder).encode("a<|im|>b", "all") == [*small.encode("a"), 6000, *small.encode("b")]
+    config.unlink()
+    assert read_gpt2_files(folder).special_ids == {**small.special_ids, "<|im|>": 6000}
+    (folder / "special_tokens_map.json").write_text(json.dumps({"cls_token": {"content": "<|no|>", "__type": "AddedToken"}}))
+    with pytest.raises(InputError, match=r"map\.json: cls_token: expected a special token of the other files, found"):
+        read_gpt2_files(folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"cls_token": {"content": "<|x|>", "lstrip": True}}))
+    with pytest.raises(InputError, match=r"map\.json: cls_token\.lstrip: expected false"):
+        read_gpt2_files(folder)
+
+
+def test_tokens_of_the_files_beside_that_the_config_does_not_list_are_refused(folder):
+    (folder / "added_tokens.json").write_text(json.dumps({"<|im|>": 6000}))
+    with pytest.raises(InputError, match=r"added_tokens\.json: '<\|im\|>': expected the special token of id 6000"):
+        read_gpt2_files(folder)
+
+
 def test_the_document_token_is_that_of_the_config(folder):
     assert read_gpt2_files(folder).special_tokens[0] == "<|endoftext|>"
     for value in ("<|x|>", {"content": "<|x|>", "special": True}):

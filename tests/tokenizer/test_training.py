@@ -9,7 +9,6 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
 import regex
 from hypothesis import given, settings
@@ -114,8 +113,9 @@ def test_ties_where_four_plausible_orders_differ(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_merges_are_those_of_tokenizers(engine, stdlib_texts):
-    """That library takes the smallest pair of ids; its bytes have ids in the order of the characters that stand for them."""
-    text = "".join(stdlib_texts)[:400_000] + stdlib_texts[-1]
+    """That library takes the smallest pair of ids; its bytes have ids in the order of the characters that stand for them, and
+    in this text some of the equally frequent pairs are of bytes that these put in another order."""
+    text = "".join(stdlib_texts)[:60_000] + stdlib_texts[-1]
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -126,12 +126,14 @@ def test_merges_are_those_of_tokenizers(engine, stdlib_texts):
     shown = [b for b in range(256) if chr(b).isprintable() and b not in (0x20, 0xA0, 0xAD)]
     character = {b: chr(b) for b in shown} | {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - set(shown)))}
     assert set(character.values()) == set(alphabet)
-    order = sorted(range(256), key=character.__getitem__)
-    to_order, back = bytes(np.argsort(order).tolist()), [character[b] for b in order]
     counts, _ = counted([text])
-    counts = Counter({word.translate(to_order): count for word, count in counts.items()})
     merges = learn_merges(counts, 1000, ties="ids", engine=engine)
-    assert [tuple("".join(back[b] for b in part) for part in pair) for pair in merges] == expected
+    assert [tuple("".join(character[b] for b in part) for part in pair) for pair in merges] == expected
+
+
+def test_more_merges_than_the_text_has_bytes_take_no_more_memory():
+    for engine in ENGINES:
+        assert len(learn_merges(Counter({b"abab": 1, b"c": 2}), 10**13, engine=engine)) == 2
 
 
 @pytest.mark.parametrize("engine", ENGINES)
