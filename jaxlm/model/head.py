@@ -225,7 +225,7 @@ def _local(
         if weights_BT is None:
             _, (nll, lse) = jax.lax.scan(step, None, (cut(x_BTD), cut(labels_BT)))
             return joined(nll), joined(lse)
-        d_head = _varying(jnp.zeros(head_VD.shape, jnp.float32), layout.positions + layout.vocab)
+        d_head = _varying(jnp.zeros(head_VD.shape[::-1], jnp.float32), layout.positions + layout.vocab)
         d_head, (nll, lse, d_x) = jax.lax.scan(step, d_head, (cut(x_BTD), cut(labels_BT), cut(weights_BT)))
         return joined(nll), joined(lse), joined(d_x), _over_positions(d_head, layout)
 
@@ -234,12 +234,15 @@ def _block(
     how: _How,
     vocab: tuple[str, ...],
     head_VD: jax.Array,
-    d_head_VD: jax.Array | None,
+    d_head_DV: jax.Array | None,
     x_TD: jax.Array,
     labels_T: jax.Array,
     weights_T: jax.Array | None = None,
 ) -> tuple[jax.Array | None, tuple[jax.Array, ...]]:
-    """One block: its part of the results, and the gradient of the head with this block's added."""
+    """One block: its part of the results, and the gradient of the head with this block's added.
+
+    That is kept as [D, V]: D is mostly a power of two, which rows of a result on a CPU had better not be (`parallel.products`).
+    """
     product = functools.partial(jnp.einsum, precision=matmul_precision(x_TD, head_VD), preferred_element_type=jnp.float32)
     capped_TV = softcap(product("TD,VD->TV", x_TD, head_VD), how.cfg.logit_softcap)
     size = head_VD.shape[0]
@@ -254,7 +257,7 @@ def _block(
     sum_T, picked_T = _reduced(jax.lax.psum, (jnp.sum(exp_TV, axis=1), picked_T), vocab)
     lse_T = peak_T + jnp.log(sum_T)
     nll_T = jnp.where(known_T, lse_T - picked_T, jnp.nan)
-    if weights_T is None or d_head_VD is None:
+    if weights_T is None or d_head_DV is None:
         return None, (nll_T, lse_T)
     is_label_TV = jnp.arange(size, dtype=jnp.int32)[None, :] == labels_T[:, None]
     softmax_weight_T = weights_T * (1.0 + 2.0 * how.z_loss * lse_T) / sum_T
@@ -263,7 +266,7 @@ def _block(
         d_TV = d_TV * (1.0 - jnp.square(capped_TV / how.cfg.logit_softcap))
     d_TV = d_TV.astype(x_TD.dtype)
     d_x_TD = _reduced(jax.lax.psum, product("TV,VD->TD", d_TV, head_VD), vocab).astype(x_TD.dtype)
-    return d_head_VD + product("TV,TD->VD", d_TV, x_TD), (nll_T, lse_T, d_x_TD)
+    return d_head_DV + product("TD,TV->DV", x_TD, d_TV), (nll_T, lse_T, d_x_TD)
 
 
 def _reduced(reduce: Any, tree: Any, axes: tuple[str, ...]) -> Any:
@@ -275,11 +278,11 @@ def _varying(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return jax.lax.pcast(array, axes, to="varying") if axes else array
 
 
-def _over_positions(d_head_VD: jax.Array, layout: _Layout) -> jax.Array:
-    """The gradient summed over the devices that hold other positions; each keeps what it stores of the head."""
+def _over_positions(d_head_DV: jax.Array, layout: _Layout) -> jax.Array:
+    """The gradient [V, D] summed over the devices that hold other positions; each keeps what it stores of the head."""
     scattered = layout.stored_v + layout.stored_d
-    d_head_VD = _reduced(jax.lax.psum, d_head_VD, tuple(axis for axis in layout.positions if axis not in scattered))
-    for dimension, axes in enumerate((layout.stored_v, layout.stored_d)):
+    d_head_DV = _reduced(jax.lax.psum, d_head_DV, tuple(axis for axis in layout.positions if axis not in scattered))
+    for dimension, axes in enumerate((layout.stored_d, layout.stored_v)):
         if axes:
-            d_head_VD = jax.lax.psum_scatter(d_head_VD, axes, scatter_dimension=dimension, tiled=True)
-    return d_head_VD
+            d_head_DV = jax.lax.psum_scatter(d_head_DV, axes, scatter_dimension=dimension, tiled=True)
+    return d_head_DV.T
