@@ -20,7 +20,7 @@ from jaxlm.contract import MANIFEST, ContractError, FileRecord, InputError, Mani
 from jaxlm.data.documents import Counts, read_documents
 from jaxlm.data.overlap import overlap, window_of
 from jaxlm.data.roundtrip import require_document
-from jaxlm.data.sources import require_as_it_stands
+from jaxlm.data.sources import Sources
 from jaxlm.data.split import RULE, SPLITS, split_of
 from jaxlm.data.stream import TokenStream
 from jaxlm.tokenizer import Tokenizer
@@ -92,8 +92,9 @@ def build_shards(
     with new_artifact(directory) as temporary:
         writers = {split: _Writer(temporary, split, dtype, cfg.shard_tokens) for split in SPLITS}
         try:
-            for number, document in enumerate(read_documents(cfg, counts), 1):
-                require_as_it_stands(document, number, cfg)
+            sources = Sources(cfg)
+            for document in read_documents(cfg, counts):
+                sources.require(document)
                 ids, text = tokenizer.encode_document(document.text), document.text.encode()
                 require_document(tokenizer, ids, text, origin=document.origin)
                 writers[split_of(document.text, cfg.val_fraction)].add(ids, len(text))

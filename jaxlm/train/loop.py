@@ -135,7 +135,7 @@ def _step(session: Session, step: int, made: Batch, progress: Progress, *, waite
     last = step == cfg.train.steps
     validation = _validate(session, step, progress) if last or step % cfg.eval.every == 0 else None
     if validation is not None:
-        record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation._asdict().items()}
+        record["validation"] = {k: number(v) if isinstance(v, float) else v for k, v in validation.figures().items()}
     session.record(record)
     progress.step(record)
     alarm = session.alarms.step(
@@ -186,8 +186,9 @@ def _validate(session: Session, step: int, progress: Progress) -> Validation:
     session.watchdog.at("the validation of step", step)
     with session.guard.phase("validation", step):
         validation = validate(session.state.params, session.parts, session.mesh)
-    require_validation(validation, session.parts, artifact=f"{session.layout.path}, validation of step {step}")
-    session.event("validation", step=step, seconds=time.monotonic() - began, **validation._asdict())
+        where = f"{session.layout.path}, validation of step {step}"
+        require_validation(validation, session.state.params, session.parts, session.mesh, artifact=where)
+    session.event("validation", step=step, seconds=time.monotonic() - began, **validation.figures())
     progress.note(f"step {step}: validation loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte")
     sample(session, step, note=progress.note)
     return validation

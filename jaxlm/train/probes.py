@@ -151,6 +151,7 @@ def run_probes(
     from jaxlm.train.probes_forward import FORWARD
     from jaxlm.train.probes_initial import INITIAL
     from jaxlm.train.probes_update import UPDATE
+    from jaxlm.train.probes_whole import WHOLE
 
     bench = Bench(cfg, mesh, params, batch)
     for probe in FORWARD:
@@ -158,7 +159,7 @@ def run_probes(
     for probe in INITIAL if fresh else ():
         yield probe(bench)
     if training:
-        for probe in UPDATE:
+        for probe in (*UPDATE, *WHOLE):
             yield probe(bench)
 
 

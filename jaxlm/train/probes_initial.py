@@ -7,6 +7,7 @@ Axes: L layer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -75,5 +76,35 @@ def _within(count: int) -> tuple[float, float]:
     return low * (1.0 - ROUNDED), high * (1.0 + ROUNDED)
 
 
-INITIAL: tuple[Callable[[Bench], Probe], ...] = (initial_loss, initial_weights)
+def apart(bench: Bench) -> Probe:
+    """No two layers of a matrix, and no two matrices of one shape, were drawn alike: by chance their elements do not correlate.
+
+    Sees a key that is used twice. In every moment of its own such a matrix is as it should be.
+    """
+    name, specified = "apart", drawn(bench.cfg.model)
+    matrices = {path: leaf for path, leaf in named_leaves(bench.params).items() if specified[path].std}
+    pairs = [(a, b) for a, b in itertools.combinations(matrices, 2) if matrices[a].shape == matrices[b].shape]
+    layered = [path for path, leaf in matrices.items() if path.startswith("blocks/") and len(leaf) > 1]
+
+    def correlations(params: Params) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Mean products over both deviations: of each layer with the one before it, in a ring; of pairs, by layer."""
+        unit = {path: leaf / specified[path].std for path, leaf in named_leaves(params).items() if path in matrices}
+
+        def mean(a: jax.Array, b: jax.Array, path: str) -> jax.Array:
+            b = jax.sharding.reshard(b, jax.typeof(a).sharding)
+            return jnp.mean(a * b, axis=tuple(range(1 if path.startswith("blocks/") else 0, a.ndim)))
+
+        layers = {path: mean(unit[path], jnp.roll(unit[path], 1, axis=0), path) for path in layered}
+        return layers, {f"{a} and {b}": mean(unit[a], unit[b], a) for a, b in pairs}
+
+    layers, of_pairs = processes.whole(jax.jit(correlations)(bench.params))
+    for what, found in [*((f"layers of {path}", value) for path, value in layers.items()), *of_pairs.items()]:
+        leaf = matrices[what.removeprefix("layers of ").split(" ")[0]]
+        limit = DEVIATIONS * (leaf.size // np.size(found)) ** -0.5
+        if (worst := float(np.abs(found).max())) > limit:
+            return Probe(name, False, f"{what} drawn apart, a correlation within {limit:.2g}", f"{worst:.2g}")
+    return Probe(name, True, "layers and matrices drawn apart", f"{len(layers) + len(of_pairs)} pairs are")
+
+
+INITIAL: tuple[Callable[[Bench], Probe], ...] = (initial_loss, initial_weights, apart)
 """The probes of a new run."""

@@ -6,7 +6,9 @@ All are compared with something that shares no code with them: differences of th
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -40,8 +42,18 @@ def gradient_of_loss(bench: Bench) -> Probe:
     the small batch for each parameter's leaf. Where rounding hides what a leaf does, that leaf gives no verdict; a run in
     half precision is looked at along its gradient only, by the losses of float32, for which one program more is compiled.
     Nor is there a verdict where the loss is so curved that half the shift gives another slope; the result says how many
-    directions agree, and of how many.
+    directions agree, and of how many. Where logits or scores have caps the same is asked along the gradient of parameters that
+    make them as large as those.
     """
+    found = _of_loss(bench)
+    if not found.passed or not (bench.cfg.model.logit_softcap or bench.cfg.model.attention_softcap):
+        return found
+    capped = _of_loss(_at_the_caps(bench), leaves=False, where=" where the caps bend")
+    return found if capped.passed else capped
+
+
+def _of_loss(bench: Bench, *, leaves: bool = True, where: str = "") -> Probe:
+    """`gradient_of_loss` at the parameters of the bench. leaves: also along each leaf."""
     name, batch = "gradient_of_loss", bench.batch
     grads = named_leaves(bench.gradients(batch).grads)
     params = named_leaves(bench.params)
@@ -55,7 +67,7 @@ def gradient_of_loss(bench: Bench) -> Probe:
         return Probe(name, False, "a gradient that is finite and not 0", f"a norm of {norm}")
     along = {leaf: g * (target / norm**2) for leaf, g in grads.items()}
     directions: list[tuple[str, dict[str, Any], float]] = [("the gradient", along, target)]
-    for leaf, p in () if half else params.items():
+    for leaf, p in () if half or not leaves else params.items():
         size, slope = math.sqrt(_dot(p, p)), _dot(grads[leaf], p)
         if size:
             factor = min(LARGEST, target / abs(slope)) if slope else LARGEST
@@ -69,16 +81,36 @@ def gradient_of_loss(bench: Bench) -> Probe:
 
     agreed = 0
     for words, moved, expected in directions:
-        found = difference(moved, 1.0)
-        off = abs(found - expected)
-        if off > AGREE * max(abs(expected), abs(found)) + noise:
-            if abs(difference(moved, 0.5) - found) > CURVED * off:
-                continue  # curvature or rounding does as much as what is looked for
-            why = f"a loss that moves by {expected:.3g} along {words}, as the gradient says"
+        verdict, found = agree(functools.partial(difference, moved), expected, noise)
+        if verdict is False:
+            why = f"a loss that moves by {expected:.3g} along {words}{where}, as the gradient says"
             return Probe(name, False, why, f"one that moves by {found:.3g}")
-        agreed += max(abs(expected), abs(found)) > noise  # two numbers that rounding hides do not agree on anything
+        agreed += verdict is True
     said = f"{agreed} of {len(directions)} directions agree, the others give no verdict"
-    return Probe(name, agreed > 0, "differences of the loss as the gradient says", said)
+    return Probe(name, agreed > 0, f"differences of the loss as the gradient says{where}", said)
+
+
+def agree(difference: Callable[[float], float], expected: float, noise: float) -> tuple[bool | None, float]:
+    """Whether the loss moves as a gradient says, and how it moves. difference: of the loss, per share of a shift, given the
+    share. None: no verdict, since rounding hides both, or curvature or rounding does as much as what is looked for."""
+    found = difference(1.0)
+    off = abs(found - expected)
+    if off > AGREE * max(abs(expected), abs(found)) + noise:
+        return (None if abs(difference(0.5) - found) > CURVED * off else False), found
+    return (True if max(abs(expected), abs(found)) > noise else None), found
+
+
+def _at_the_caps(bench: Bench) -> Bench:
+    """The same with parameters that make logits and scores as large as their caps, where these have another slope than 1."""
+    model = bench.cfg.model
+    size = float(np.square(bench.forward(bench.batch)[0][..., : model.vocab_size], dtype=np.float64).mean() ** 0.5)
+    by = {"embed": max(1.0, model.logit_softcap / size) if model.logit_softcap and size else 1.0}
+    by["head"] = by["embed"]
+    by |= {f"blocks/{word}": max(1.0, model.attention_softcap) ** 0.5 for word in ("wq", "wk", "q_norm", "k_norm")}
+    leaves = [leaf * np.float32(by.get(path, 1.0)) for path, leaf in named_leaves(bench.params).items()]
+    larger = copy.copy(bench)
+    larger.params = jax.tree.unflatten(jax.tree.structure(bench.params), leaves)
+    return larger
 
 
 def _dot(a: Any, b: Any) -> float:

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.config.schema import RunConfig
 from jaxlm.data import Batch
+from jaxlm.model import Params
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim.reference import learning_rates
 from jaxlm.parallel import processes
@@ -108,40 +110,48 @@ def planted_nan(bench: Bench) -> Probe:
     return Probe(name, not missing, "NaN seen, state kept, next step updates", f"not: {missing}" if missing else "all of it")
 
 
-def _one_step(bench: Bench, *, done: int = 0) -> tuple[TrainState, Telemetry]:
-    """`train_step` from a fresh state around the parameters, on the whole batch, fetched to the host. done: steps before it."""
+def one_step(bench: Bench, *, done: int = 0, batch: Batch | None = None) -> tuple[TrainState, Telemetry]:
+    """`train_step` from a fresh state around the parameters, on the whole batch or another of its shape. done: steps before."""
     state = bench.state(jax.tree.map(jnp.copy, bench.params))  # copies, since the step donates them
     state = dataclasses.replace(state, step=jax.device_put(np.full((), done, np.int32), state.step.sharding))
     if policy(bench.cfg).scales_loss:  # the first scale may overflow: such a step is skipped, rightly, and shows nothing
         one = jax.device_put(np.ones((), np.float32), state.loss_scale.scale.sharding)
         state = dataclasses.replace(state, loss_scale=dataclasses.replace(state.loss_scale, scale=one))
-    after, telemetry = step.train_step(state, put_batch(bench.full, bench.cfg, bench.mesh))
+    return step.train_step(state, put_batch(batch or bench.full, bench.cfg, bench.mesh))
+
+
+def _fetched(bench: Bench, *, done: int = 0) -> tuple[TrainState, Telemetry]:
+    """The same on the host."""
+    after, telemetry = one_step(bench, done=done)
     return processes.whole((dataclasses.replace(after, key=jax.random.key_data(after.key)), telemetry))
 
 
-def _scored(bench: Bench) -> tuple[float, float]:
-    """Mean loss of the whole batch, and mean of its squares, by `score_step`, in micro-batches, as validation calls it."""
-    rows = len(bench.full.tokens) // bench.cfg.train.grad_accum
+def scored(bench: Bench, batch: Batch, *, params: Params | None = None, cfg: RunConfig | None = None) -> tuple[float, float]:
+    """Mean loss of a whole batch, and mean of its squares, by `score_step`, in micro-batches, as validation calls it.
+
+    params, cfg: the run's by default.
+    """
+    params, cfg = bench.params if params is None else params, cfg or bench.cfg
+    rows = len(batch.tokens) // cfg.train.grad_accum
     total = squares = 0.0
-    for first in range(0, len(bench.full.tokens), rows):
-        micro = Batch(*(x[first : first + rows] for x in bench.full))
-        scored = step.score_step(bench.params, put_batch(micro, bench.cfg, bench.mesh), bench.cfg)
-        nll = processes.whole(scored).astype(np.float64)
+    for first in range(0, len(batch.tokens), rows):
+        micro = Batch(*(x[first : first + rows] for x in batch))
+        nll = processes.whole(step.score_step(params, put_batch(micro, cfg, bench.mesh), cfg)).astype(np.float64)
         total, squares = total + float(nll.sum()), squares + float(np.square(nll).sum())
-    labels = int(bench.full.loss_mask.sum())
+    labels = int(batch.loss_mask.sum())
     return total / labels, squares / labels
 
 
 def train_step(bench: Bench) -> Probe:
     """The compiled step that trains, on a whole batch: twice the same bits, counted, and its loss and the spread of
     it are those scored."""
-    (after, telemetry), again = _one_step(bench), _one_step(bench)
+    (after, telemetry), again = _fetched(bench), _fetched(bench)
     repeated = _equal_bits((after, telemetry), again)
     del again
     labels, loss = int(bench.full.loss_mask.sum()), float(telemetry.loss)
     squares = float(telemetry.loss_spread) ** 2 + loss**2  # their mean, as the step has summed them
     # Dropout moves the loss of a training step.
-    scored, scored_squares = (loss, squares) if bench.cfg.model.dropout else _scored(bench)
+    plain, plain_squares = (loss, squares) if bench.cfg.model.dropout else scored(bench, bench.full)
     # Of N elements one moves by update_norm / sqrt(N) at least; float32 loses what is below 2**-24 of the element.
     leaves = jax.tree.leaves(bench.params)
     mean_move = float(telemetry.update_norm) / math.sqrt(sum(leaf.size for leaf in leaves))
@@ -153,12 +163,12 @@ def train_step(bench: Bench) -> Probe:
         "an update": mean_move > 0 or float(telemetry.lr) == 0,
         "parameters moved": not (visible and _equal_bits(after.params, bench.params)),
         f"labels (but {float(telemetry.labels):.0f})": abs(float(telemetry.labels) - labels) <= 1e-6 * labels,
-        f"loss (but {loss:.4f})": abs(loss - scored) <= bench.tolerance * max(scored, 1.0),
-        f"mean square {scored_squares:.4f} of the loss (but {squares:.4f})": abs(squares - scored_squares)
-        <= bench.tolerance * max(scored_squares, 1.0),
+        f"loss (but {loss:.4f})": abs(loss - plain) <= bench.tolerance * max(plain, 1.0),
+        f"mean square {plain_squares:.4f} of the loss (but {squares:.4f})": abs(squares - plain_squares)
+        <= bench.tolerance * max(plain_squares, 1.0),
     }
     missing = ", ".join(word for word, ok in found.items() if not ok)
-    expected = f"equal bits twice, step 1, finite, moved, {labels} labels, loss {scored:.4f}"
+    expected = f"equal bits twice, step 1, finite, moved, {labels} labels, loss {plain:.4f}"
     return Probe("train_step", not missing, expected, f"not: {missing}" if missing else "all of it")
 
 
@@ -168,7 +178,7 @@ def dropout_fresh(bench: Bench) -> Probe:
     name = "dropout_fresh"
     if not bench.cfg.model.dropout:
         return Probe(name, True, "no dropout", "no dropout")
-    first, second = (float(_one_step(bench, done=done)[1].loss) for done in (0, 1))
+    first, second = (float(_fetched(bench, done=done)[1].loss) for done in (0, 1))
     return Probe(name, first != second, "another loss in the next step", f"{first!r} and {second!r}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from jaxlm.config.schema import DataConfig
 from jaxlm.contract import ContractError
 from jaxlm.data import build_shards, documents, read_documents, sources
-from jaxlm.data.sources import require_as_it_stands
+from jaxlm.data.sources import Sources, require_as_it_stands
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -63,7 +63,7 @@ def test_every_document_is_found_where_it_stands(tmp_path, kind, reach, monkeypa
     found = list(read_documents(cfg))
     assert len(found) >= len(TEXTS)
     for document in found:
-        require_as_it_stands(document, 1, cfg)
+        require_as_it_stands(document, cfg)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,8 +74,7 @@ def test_a_text_that_was_changed_on_the_way_is_refused(tmp_path, kind):
         with pytest.raises(
             ContractError, match=f"expected the text of its source, {len(document.text.encode())} bytes, at byte"
         ):
-            require_as_it_stands(changed(document), 1, cfg)
-        require_as_it_stands(changed(document), 3, cfg)  # not one of those that are looked at
+            require_as_it_stands(changed(document), cfg)
 
 
 def test_of_a_long_text_the_beginning_is_compared(tmp_path, monkeypatch):
@@ -83,22 +82,22 @@ def test_of_a_long_text_the_beginning_is_compared(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("é" * 1000)
     cfg = DataConfig(source=(str(tmp_path / "a.txt"),))
     (document,) = read_documents(cfg)
-    require_as_it_stands(document, 1, cfg)
+    require_as_it_stands(document, cfg)
     with pytest.raises(ContractError, match="100 bytes, at byte 0"):
-        require_as_it_stands(document._replace(text="e" * 1000), 1, cfg)
+        require_as_it_stands(document._replace(text="e" * 1000), cfg)
     with pytest.raises(ContractError, match="found 4 bytes"):
-        require_as_it_stands(document._replace(text="éé"), 1, cfg)
+        require_as_it_stands(document._replace(text="éé"), cfg)
 
 
 def test_the_standard_library_is_found():
     cfg = DataConfig(source=("stdlib:",), max_bytes=3_000_000)
     found = list(read_documents(cfg))
     for document in found:
-        require_as_it_stands(document, 1, cfg)
+        require_as_it_stands(document, cfg)
     assert {".py" in document.origin for document in found} == {True, False}
     for document in (found[0], found[-1]):
         with pytest.raises(ContractError, match="the text of its source"):
-            require_as_it_stands(document._replace(text=document.text.replace("    ", "")), 1, cfg)
+            require_as_it_stands(document._replace(text=document.text.replace("    ", "")), cfg)
 
 
 def test_shards_are_not_built_of_texts_that_were_cleaned(tmp_path, tokenizer, monkeypatch):
@@ -108,3 +107,19 @@ def test_shards_are_not_built_of_texts_that_were_cleaned(tmp_path, tokenizer, mo
     with pytest.raises(ContractError, match=r"1\.py:1: expected the text of its source, 23 bytes, at byte 9 .* found 19 bytes"):
         build_shards(cfg, tokenizer, tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
+
+
+def test_what_is_longer_than_all_before_is_looked_up_wherever_it_stands(tmp_path):
+    texts = ["some text"] * 4 + ["a text that is longer", "some text", "short"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    cfg = DataConfig(source=(str(tmp_path / "a.jsonl"),))
+    given = list(read_documents(cfg))
+    for at, looked_at in ((0, True), (2, False), (4, True), (5, False), (6, False)):
+        read = [document._replace(text=document.text[:-1]) if i == at else document for i, document in enumerate(given)]
+        looked_up, refused = Sources(cfg), []
+        for document in read:
+            try:
+                looked_up.require(document)
+            except ContractError:
+                refused.append(document)
+        assert len(refused) == looked_at, at

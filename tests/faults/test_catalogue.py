@@ -13,7 +13,9 @@ from jaxlm.faults import CATALOGUE, LAYERS, STEPS, Disturbed, Patch, Program, Ta
 from jaxlm.faults.planting import _owner
 from jaxlm.infer.probes import PROBES
 from jaxlm.train.probes_forward import FORWARD
+from jaxlm.train.probes_initial import INITIAL
 from jaxlm.train.probes_update import UPDATE
+from jaxlm.train.probes_whole import WHOLE
 from jaxlm.watch.detect import BUDGETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,9 +23,7 @@ CONTRACTS = {
     "tokenizer", "data", "batch", "model", "run", "checkpoint", "restored", "evaluation", "telemetry", "replicas", "recompute",
     "manifest", "input", "config",
 }  # fmt: skip
-PROBED = {probe.__name__ for probe in (*FORWARD, *UPDATE, *PROBES)} | {
-    "initial_loss", "initial_weights", "batch_is_pure", "order",
-}  # fmt: skip
+PROBED = {probe.__name__ for probe in (*FORWARD, *INITIAL, *UPDATE, *WHOLE, *PROBES)} | {"batch_is_pure", "order"}
 READERS = {"jaxlm/cli/faults.py", "jaxlm/report/faults.py"}
 
 

@@ -1,6 +1,7 @@
 """The probes of a new run pass on weights as every config has them, and fail on weights that were drawn otherwise."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxlm.config import schema
 from jaxlm.data import Batch
 from jaxlm.parallel import make_mesh
 from jaxlm.train.probes import Bench
-from jaxlm.train.probes_initial import initial_weights
+from jaxlm.train.probes_initial import apart, initial_weights
 from jaxlm.train.state import initial_state
 
 SIZES = {"d_model": 32, "n_layers": 2, "n_heads": 4, "context_length": 16, "vocab_size": 50, "vocab_multiple": 64}
@@ -27,14 +28,14 @@ CONFIGS = {
 }
 
 
-def probed(name="the default", change=lambda params: params, seed=0):
+def probed(name="the default", change=lambda params: params, seed=0, probe=initial_weights):
     model, more = CONFIGS[name]
     train = schema.TrainConfig(batch_size=4, seed=seed)
     cfg = schema.RunConfig(model=schema.ModelConfig(**{**SIZES, **model}), train=train, **more)
     mesh, ids = make_mesh(cfg.mesh), np.zeros((4, 16), np.int32)
     with jax.set_mesh(mesh):
         params = change(initial_state(cfg, mesh).params)
-        return initial_weights(Bench(cfg, mesh, params, Batch(ids, ids, ids == 0, ids, ids)))
+        return probe(Bench(cfg, mesh, params, Batch(ids, ids, ids == 0, ids, ids)))
 
 
 @pytest.mark.slow
@@ -42,6 +43,7 @@ def probed(name="the default", change=lambda params: params, seed=0):
 def test_weights_as_they_are_drawn_pass(name):
     for seed in range(3):
         assert probed(name, seed=seed).passed
+        assert probed(name, seed=seed, probe=apart).passed
 
 
 def times(factor, *names):
@@ -83,3 +85,27 @@ def test_a_leaf_that_the_config_does_not_name_is_seen():
     found = probed(change=lambda params: dataclasses.replace(params, head=params.embed))
     assert not found.passed
     assert found.found == "head otherwise"
+
+
+def of_blocks(**changes):
+    return lambda params: dataclasses.replace(params, blocks=dataclasses.replace(params.blocks, **changes))
+
+
+ALIKE = {
+    "one key for all layers": (
+        r"layers of blocks/\w+",
+        lambda p: dataclasses.replace(p, blocks=jax.tree.map(lambda x: x[jnp.zeros(len(x), jnp.int32)], p.blocks)),
+    ),
+    "the last layer is the first": ("layers of blocks/wo", lambda p: of_blocks(wo=p.blocks.wo.at[-1].set(p.blocks.wo[0]))(p)),
+    "one key for two matrices": ("blocks/w_gate and blocks/w_up", lambda p: of_blocks(w_gate=p.blocks.w_up)(p)),
+    "the negative of another": ("blocks/w_gate and blocks/w_up", lambda p: of_blocks(w_gate=-p.blocks.w_up)(p)),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_weights_that_were_drawn_with_one_key_are_seen_and_named(name):
+    where, change = ALIKE[name]
+    found = probed(change=change, probe=apart)
+    assert not found.passed
+    assert re.match(rf"{where} drawn apart", found.expected)
+    assert probed(change=change).passed, "no moment tells"

@@ -1,6 +1,7 @@
 """Validation during training: sums over tokens, whatever the batch size."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -54,9 +55,23 @@ def test_a_validation_is_over_the_labels_and_bytes_of_its_rows(parts, batches):
     params, made = parts
     cut = dataclasses.replace(made, cfg=dataclasses.replace(made.cfg, eval=dataclasses.replace(made.cfg.eval, batches=batches)))
     found = validation(params, cut, 4)
-    require_validation(found, cut, artifact="run")
+    mesh = make_mesh(cut.cfg.mesh)
+    required = functools.partial(require_validation, params=params, parts=cut, mesh=mesh, artifact="run")
+    with jax.set_mesh(mesh):
+        _refuse(required, found, params)
+
+
+def _refuse(required, found, params):
+    """A validation that is as it should be, and several that are not."""
+    required(found)
     others = (found._replace(labels=found.labels + 1), found._replace(loss=found.loss * 1.001))
     for other in (*others, found._replace(bits_per_byte=found.bits_per_byte / 1.01)):
         with pytest.raises(ContractError, match=rf"expected a validation over {found.labels} labels"):
-            require_validation(other, cut, artifact="run")
-    require_validation(found._replace(loss=math.nan, bits_per_byte=math.nan), cut, artifact="run")
+            required(other)
+    required(found._replace(loss=math.nan, bits_per_byte=math.nan))
+    larger = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    for other in (found._replace(first=found.first * 1.001), found._replace(first=math.nan)):
+        with pytest.raises(ContractError, match="expected the loss of the parameters of this step, in the first"):
+            required(other)
+    with pytest.raises(ContractError, match="Other parameters were scored than those that train"):
+        required(found, params=larger)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxlm.contract import InputError
 from jaxlm.faults.catalogue import (
     attention,
+    backward,
     batch,
     checkpoint,
     data,
@@ -18,7 +19,9 @@ from jaxlm.faults.catalogue import (
 )
 from jaxlm.faults.fault import Fault
 
-_LAYERS = (tokenizer, data, batch, attention, model, numerics, optimizer, distribution, checkpoint, inference, evaluation)
+_LAYERS = (
+    tokenizer, data, batch, attention, model, backward, numerics, optimizer, distribution, checkpoint, inference, evaluation
+)  # fmt: skip
 
 CATALOGUE: dict[str, Fault] = {fault.name: fault for layer in _LAYERS for fault in layer.FAULTS}
 """All faults by name, in the order of the stack."""

@@ -326,6 +326,16 @@ FAULTS = (
         config={"data.shard_tokens": 1 << 16},
     ),
     Fault(
+        name="long_texts_end_early",
+        layer="data",
+        mechanism="What a text has beyond its first 700 characters is dropped where it is read.",
+        symptom="None: no document is missing, and the loss is as good.",
+        incident="a limit on characters that was meant for previews; no report is cited",
+        plant=(Patch("jaxlm.data.documents:_text", lambda real: lambda *arguments: real(*arguments)[:700]),),
+        seen_by=("data",),
+        scene="build",
+    ),
+    Fault(
         name="spaces_cleaned",
         layer="data",
         mechanism="Runs of spaces become one where text is read, so that all that is counted and hashed is the cleaned text.",

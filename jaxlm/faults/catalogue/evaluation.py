@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxlm.faults.fault import Fault, Patch, Tampered
+from jaxlm.faults.fault import STEPS, Fault, Patch, Tampered
 
 WINDOWS = "jaxlm.evaluate.documents:windows"
 TALLY = "jaxlm.evaluate.documents:Tally"
@@ -73,6 +74,18 @@ class _LeftOver:
                 **{name: np.concatenate([getattr(batch, name)[:-1], getattr(before, name)[-1:]]) for name in batch._fields}
             )
         return self.real(batch, *arguments, **options)
+
+
+class _OfBefore:
+    """`validate` with the parameters of the validation before."""
+
+    def __init__(self, real: Callable):
+        self.real = real
+        self.before: Any = None
+
+    def __call__(self, params: Any, *arguments: Any) -> Any:
+        held, self.before = self.before, jax.tree.map(lambda leaf: leaf + 0, params)
+        return self.real(params if held is None else held, *arguments)
 
 
 def _edited(path: Path) -> None:
@@ -145,6 +158,17 @@ FAULTS = (
         plant=(Patch(WINDOWS, _short_context),),
         seen_by=("evaluation",),
         scene="evaluate",
+    ),
+    Fault(
+        name="validation_of_last_time",
+        layer="evaluation",
+        mechanism="Each validation scores the parameters that the validation before should have scored.",
+        symptom="A curve that lags; the best checkpoint is another than the one that is kept.",
+        incident="a copy of the weights that is refreshed after it is used; no report is cited",
+        plant=(Patch("jaxlm.train.loop:validate", _OfBefore),),
+        seen_by=("evaluation",),
+        at=1,
+        within=STEPS - 1,
     ),
     Fault(
         name="evaluation_row_left_over",

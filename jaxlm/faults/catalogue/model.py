@@ -48,6 +48,16 @@ def _without_residual(real: Callable) -> Callable:
     return block
 
 
+def _layers_alike(real: Callable) -> Callable:
+    def init(cfg: Any, key: jax.Array) -> Any:
+        params = real(cfg, key)
+        return dataclasses.replace(
+            params, blocks=jax.tree.map(lambda leaf: leaf[jnp.zeros(len(leaf), jnp.int32)], params.blocks)
+        )
+
+    return init
+
+
 def _unsplit(real: Any) -> Any:
     """`jax`, which splits a key into equal ones."""
 
@@ -281,6 +291,15 @@ FAULTS = (
             ),
         ),
         seen_by=("initial_loss", "first_loss"),
+    ),
+    Fault(
+        name="layers_drawn_alike",
+        layer="model",
+        mechanism="The key is not split over the layers: all of them start from the same weights.",
+        symptom="None at this depth; layers take longer to become different.",
+        incident="a key that is used twice, as JAX's documentation warns of; no report is cited",
+        plant=(Patch("jaxlm.train.state:init_params", _layers_alike),),
+        seen_by=("apart",),
     ),
     Fault(
         name="residual_initialisation_lost",
