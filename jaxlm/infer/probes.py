@@ -2,7 +2,8 @@
 
 A cache whose positions are off by one, a stop string that is shown, half a character: such text looks like that of a worse
 model. Each probe compares with what is simple: the forward pass that trains, NumPy, the text decoded at once. All of them
-write nothing. They call `draw`, and the loop of the engine with ids that are given; those of the cache are in `probes_cache`.
+write nothing. They call `draw`, and the loop of the engine with ids that are given; those of the cache are in `probes_cache`,
+that of the loop with what it draws in `probes_loop`.
 
 Axes: B batch, T position, V vocabulary.
 """
@@ -20,6 +21,7 @@ from jaxlm.infer import cache as caches
 from jaxlm.infer.cache import Cache, Cursor
 from jaxlm.infer.engine import CHUNK, Engine, FinishReason, _Row
 from jaxlm.infer.probes_cache import all_of, cache
+from jaxlm.infer.probes_loop import loop
 from jaxlm.infer.sampling import Knobs, Sampling, filtered
 from jaxlm.tokenizer import StreamDecoder, Tokenizer
 from jaxlm.train.probes import Probe
@@ -182,7 +184,7 @@ def _single_bytes(tokenizer: Tokenizer, raw: bytes) -> list[int]:
     return [int(tokenizer.vocabulary.ids[byte]) for byte in raw]
 
 
-PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, chunks, greedy, cache)
+PROBES: tuple[Callable[[Engine], Probe], ...] = (prompt, streaming, stop, chunks, greedy, cache, loop)
 
 
 def run_probes(engine: Engine) -> Iterator[Probe]:

@@ -37,7 +37,7 @@ def other(engine, **fields):
 def test_every_probe_passes_on_the_code_as_it_is(engine):
     results = list(probes.run_probes(engine))
     assert [probe for probe in results if not probe.passed] == []
-    assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "chunks", "greedy", "cache"]
+    assert [probe.name for probe in results] == ["prompt", "streaming", "stop", "chunks", "greedy", "cache", "loop"]
 
 
 @pytest.mark.slow

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.faults.fault import Fault, Patch
+from jaxlm.infer.sampling import Sampling
 from jaxlm.model import Mask
 
 MASK = "jaxlm.infer.cache:Mask"
 SAMPLE = "jaxlm.infer.cache:sample"
+PREFILL = "jaxlm.infer.engine:prefill_step"
+DECODE = "jaxlm.infer.engine:decode_steps"
 
 
 def _cached(change: Callable) -> tuple[Patch, ...]:
@@ -127,6 +130,47 @@ def _deaf_to_eos(real: Callable) -> Callable:
 
 def _one_key(real: Callable) -> Callable:
     return lambda logits, keys, positions, *rest: real(logits, keys, jnp.zeros_like(positions), *rest)
+
+
+def _short_cache(real: Callable) -> Callable:
+    """The cache is made for the padded prompt."""
+
+    def prefill_step(params: Any, tokens: jax.Array, *arguments: Any, **options: Any) -> Any:
+        return real(params, tokens, *arguments, **{**options, "capacity": tokens.shape[1]})
+
+    return prefill_step
+
+
+def _hole(real: Callable) -> Callable:
+    """After every chunk the count of slots is one too large."""
+
+    def decode_steps(*arguments: Any, **options: Any) -> Any:
+        chunk, cursor = real(*arguments, **options)
+        return chunk, cursor._replace(cache=cursor.cache._replace(length_B=cursor.cache.length_B + 1))
+
+    return decode_steps
+
+
+def _other_knobs(change: Callable) -> Callable:
+    """What follows the first token is drawn with other knobs. change: takes those that were asked for."""
+
+    def wrapped(real: Callable) -> Callable:
+        def decode_steps(params: Any, cursor: Any, knobs: Any, *arguments: Any, **options: Any) -> Any:
+            return real(params, cursor, change(knobs), *arguments, **options)
+
+        return decode_steps
+
+    return wrapped
+
+
+def _twice(real: Callable) -> Callable:
+    """A chunk begins with the last token of the one before."""
+
+    def decode_steps(*arguments: Any, **options: Any) -> Any:
+        chunk, cursor = real(*arguments, **options)
+        return chunk, cursor._replace(next_B=chunk[:, -1])
+
+    return decode_steps
 
 
 FAULTS = (
@@ -251,6 +295,56 @@ FAULTS = (
         incident="JAX's guide to pseudorandom numbers warns of keys used twice; no report is cited",
         plant=(Patch("jaxlm.infer.cache:draw", _one_key),),
         seen_by=("greedy",),
+        scene="generate",
+    ),
+    Fault(
+        name="cache_as_long_as_the_prompt",
+        layer="inference",
+        mechanism="The cache is made for the padded prompt; JAX drops what is written past its end.",
+        symptom="Text that forgets what it said itself.",
+        incident="scatters out of bounds are dropped in JAX; no report is cited",
+        plant=(Patch(PREFILL, _short_cache),),
+        seen_by=("loop",),
+        scene="generate",
+    ),
+    Fault(
+        name="hole_between_chunks",
+        layer="inference",
+        mechanism="Every chunk leaves one slot of the cache empty, and what follows is one position late.",
+        symptom="None, while the likeliest tokens stay so; weaker long texts.",
+        incident="a newcomer's script planted it, and the probes of then passed",
+        plant=(Patch(DECODE, _hole),),
+        seen_by=("loop",),
+        scene="generate",
+    ),
+    Fault(
+        name="token_twice_between_chunks",
+        layer="inference",
+        mechanism="A chunk begins with the last token of the chunk before it.",
+        symptom="A doubled token, every 16 tokens.",
+        incident="no report is cited",
+        plant=(Patch(DECODE, _twice),),
+        seen_by=("loop",),
+        scene="generate",
+    ),
+    Fault(
+        name="sampling_by_default",
+        layer="inference",
+        mechanism="Chunks are drawn with the default of every knob, and only the first token as it was asked for.",
+        symptom="Temperature 0 gives other text with every seed.",
+        incident="a newcomer's script planted it, and the probes of then passed",
+        plant=(Patch(DECODE, _other_knobs(lambda knobs: Sampling().knobs())),),
+        seen_by=("loop",),
+        scene="generate",
+    ),
+    Fault(
+        name="sampling_never_draws",
+        layer="inference",
+        mechanism="After the first token every one is the likeliest, whatever the temperature.",
+        symptom="Seeds make no difference but for the first word.",
+        incident="options dropped between a server and its engine; no report is cited",
+        plant=(Patch(DECODE, _other_knobs(lambda knobs: knobs.replace(temperature=jnp.zeros_like(knobs.temperature)))),),
+        seen_by=("loop",),
         scene="generate",
     ),
 )
