@@ -55,6 +55,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     explain = args.names[:1] == [EXPLAIN]
     if explain and len(args.names) < 2:
         raise InputError("explain: expected the name of a fault after it, found none; `jaxlm faults --list` shows them")
+    if not explain and EXPLAIN in args.names:
+        others = " ".join(name for name in args.names if name != EXPLAIN)
+        raise InputError(f"explain: expected it before all names, found it after one; `jaxlm faults explain {others}`")
     faults = named(args.names[1:] if explain else args.names)
     if args.list:
         return _listed(faults, out)

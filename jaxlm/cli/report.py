@@ -7,7 +7,7 @@ the chain of artifacts, what sets the configs apart.
 
 The page is one file that needs no other and no network. With --live it is
 served on this machine instead, and comes anew while the runs train; Ctrl-C ends
-that.
+that. Exits with 1 where a log is damaged: the page is of what can be read.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Write the page, or serve it."""
     from jaxlm.report.run import run_page
     from jaxlm.report.source import Source
+    from jaxlm.run.logs import words_of
     from jaxlm.scaling import hardware_of
 
     if args.out:
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         return _serve(sources, args, out)
     for source in sources:
         source.read()
+        source.verify()
     target = Path(args.out) if args.out else sources[0].path / "report.html"
     page = run_page(sources, folder=target.parent).encode()
     if args.out:
@@ -59,9 +61,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     else:
         write_atomic(target, page)
     out.line(f"{target}: {len(page) / 1e6:.2f} MB")
-    broken = [str(path) for source in sources for path in source.history.broken]
-    for path in broken:
-        out.line(f"{path}: a line breaks its chain; what follows it is not shown. `jaxlm check` says where")
+    damaged = [finding for source in sources for finding in source.damaged]
+    for finding in damaged:
+        out.warn(f"jaxlm: error: {words_of(finding)}")
+    broken = [finding.artifact for finding in damaged]
     alarms = {name: source.history.alarms.count for name, source in zip(args.paths, sources, strict=True)}
     steps = {name: source.history.steps for name, source in zip(args.paths, sources, strict=True)}
     out.result({"page": str(target), "bytes": len(page), "steps": steps, "alarms": alarms, "broken": broken})

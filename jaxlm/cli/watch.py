@@ -5,6 +5,8 @@ The detectors go over the logs again. Alarms that were raised while training and
 do not come back, as of updates that were taken back, are shown as well.
 
   jaxlm watch runs/quickstart
+
+Exits with 1 where a log is damaged: what is read of it is shown.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Watch."""
     from jaxlm.run import Run
     from jaxlm.run.lineage import changes_of
+    from jaxlm.run.logs import damaged_logs, words_of
     from jaxlm.watch.detect import Alarm, expected_of, forecast, watch
 
     opened = Run.load(args.run)
+    damaged = damaged_logs(opened.layout)
     steps, expected = opened.telemetry(), expected_of(opened.config)
     if changes_of(opened.manifest):  # what the schedule and the decays were, steps of several configs do not share
         expected = expected._replace(lr=None, betas=None)
@@ -41,9 +45,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
     for spike in spikes:
         before = f"{spike.lead} steps before it: {spike.precursor.words()}" if spike.precursor else "no precursor fired"
         out.line(f"step {spike.step}: the loss rose by {spike.height:.3g}; {before}")
-    out.line(f"{len(steps)} steps, {len(alarms)} alarms, {len(spikes)} spikes of the loss")
+    read = "of what can be read: " if damaged else ""
+    out.line(f"{read}{len(steps)} steps, {len(alarms)} alarms, {len(spikes)} spikes of the loss")
+    for finding in damaged:
+        out.warn(f"jaxlm: error: {words_of(finding)}")
     found = [
         {**spike._asdict(), "precursor": spike.precursor.as_json() if spike.precursor is not None else None} for spike in spikes
     ]
-    out.result({"steps": len(steps), "alarms": [alarm.as_json() for alarm in alarms], "spikes": found})
-    return 0
+    broken = [finding.artifact for finding in damaged]
+    out.result({"steps": len(steps), "alarms": [alarm.as_json() for alarm in alarms], "spikes": found, "broken": broken})
+    return 1 if damaged else 0

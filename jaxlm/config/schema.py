@@ -264,6 +264,7 @@ class WatchConfig(Section):
             0, "metrics_port", "pace_every", "samples_every", "bundles", "replicas_every", "recompute_every", "step_timeout"
         )
         self.require_at_least(0, "max_rollbacks")
+        self.require(self.metrics_port < 1 << 16, "metrics_port", "a port, at most 65535; 0: none")
         named: set[str] = set()
         for field in ("stop_at", "skip_at", "rollback_at"):
             names = self.detectors(field)

@@ -216,7 +216,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 UNWATCHED = (
     Patch("jaxlm.tokenizer.train:require_learned", lambda real: _nothing),
-    Patch("jaxlm.data.shards:require_as_it_stands", lambda real: _nothing),
+    Patch("jaxlm.data.sources:require_as_it_stands", lambda real: _nothing),
     Patch("jaxlm.data.shards:require_document", lambda real: _nothing),
     Patch("jaxlm.data.shards:_require_all", lambda real: _nothing),
     Patch("jaxlm.data.batches:_with_successors", lambda real: lambda *wanted: batches.rows_of(*wanted)),

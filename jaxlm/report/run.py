@@ -22,6 +22,7 @@ from jaxlm.report.page import document, embedded, escape, facts, section, table
 from jaxlm.report.samples import samples
 from jaxlm.report.series import Series, curve, heat
 from jaxlm.report.source import Source
+from jaxlm.run.logs import words_of
 
 SCRIPTS = ("scales.js", "view.js", "curves.js", "heatmaps.js", "run.js")
 
@@ -137,7 +138,9 @@ def _head(sources: Sequence[Source], names: Sequence[str]) -> str:
 
 def _broken(sources: Sequence[Source], names: Sequence[str]) -> Iterable[str]:
     for source, name in zip(sources, names, strict=True):
-        for path in source.history.broken:
+        for finding in source.damaged:
+            yield f'<p class="bad">{escape(f"{name}: {words_of(finding)}")}</p>'
+        for path in set(source.history.broken) - {Path(finding.artifact) for finding in source.damaged}:
             words = f"{name}: a line of {path.name} breaks its chain; what follows it is not shown. `jaxlm check` says where."
             yield f'<p class="bad">{escape(words)}</p>'
 

@@ -6,15 +6,16 @@ import os
 from pathlib import Path
 
 from jaxlm.config.load import read_resolved
-from jaxlm.contract import ContractError, InputError, Manifest
+from jaxlm.contract import ContractError, Finding, InputError, Manifest
 from jaxlm.report.history import History
 from jaxlm.report.throughput import hardware_from, peak_flops, step_flops
 from jaxlm.run import Layout
+from jaxlm.run.logs import damaged_logs
 from jaxlm.scaling import Hardware
 
 
 class Source:
-    """One run. `read` takes what its logs have gained.
+    """One run. `read` takes what its logs have gained. damaged: what `verify` found of them.
 
     hardware: a row of `jaxlm.scaling.HARDWARE` for MFU; by default that of the devices which the run's manifest names.
     Raises InputError where `path` is no run, ContractError where its config is damaged.
@@ -31,6 +32,7 @@ class Source:
         self.hardware = hardware or hardware_from(self.device)
         peak = peak_flops(self.config, self.hardware) if self.hardware else None
         flops = step_flops(self.config) if self.hardware else 0.0
+        self.damaged: list[Finding] = []
         self.history = History(self.path, tokens_per_step=self.config.tokens_per_step, step_flops=flops, peak=peak)
 
     @property
@@ -43,6 +45,10 @@ class Source:
     def read(self) -> None:
         """Read on, to the ends of both logs."""
         self.history.read()
+
+    def verify(self) -> None:
+        """Ask both logs, whole, for damage: for a page that is made once, since it takes as long as to read them."""
+        self.damaged = damaged_logs(self.layout)
 
 
 def _device(layout: Layout) -> str:

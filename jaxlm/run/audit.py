@@ -24,9 +24,10 @@ from jaxlm.run.history import History, cursor_of
 from jaxlm.run.kept import kept_findings
 from jaxlm.run.layout import Layout
 from jaxlm.run.lineage import change_findings, changes_of, first_step, parent_findings
+from jaxlm.run.logs import log_findings
 from jaxlm.run.scores import FIGURES, recomputed
 from jaxlm.tokenizer import Tokenizer
-from jaxlm.watch import Mark, read_log, verify_log
+from jaxlm.watch import read_log
 
 COPY = "Restore it from a copy, or make it again."
 
@@ -226,7 +227,7 @@ def _run(layout: Layout) -> Iterator[Finding]:
         present = {step: _readable(store.path(step)) for step in store.committed()}
         events = [record for record, _ in read_log(layout.events)]
         yield from kept_findings(events, present, keep_last=parts.config.checkpoint.keep_last, where=layout.checkpoints)
-    yield from _logs(layout, store)
+    yield from log_findings(layout, store)
     if parts.history is not None:
         yield from _undone(layout, parts.history)
     if run is not None:
@@ -285,22 +286,6 @@ def _undone(layout: Layout, history: History) -> Iterator[Finding]:
         path = layout.path / back.undone
         found = file_sha256(path) if path.is_file() else "no such file"
         yield Finding("telemetry", str(path), found == back.sha256, back.sha256, found, COPY)
-
-
-def _logs(layout: Layout, store: CheckpointStore) -> Iterator[Finding]:
-    """Both logs continue their chains, and hold the lines that the newest checkpoint has seen.
-
-    A run that has its manifest has begun both logs.
-    """
-    busy, steps, events = layout.in_use(), None, None
-    for step in reversed(store.committed()):
-        if (manifest := _readable(store.path(step))) is not None:
-            steps = Mark(**manifest.facts["telemetry"])
-            events = Mark(**manifest.provenance["events"]) if "events" in manifest.provenance else None
-            break
-    for path, at_least in ((layout.telemetry, steps), (layout.events, events)):
-        if path.is_file() or layout.manifest.is_file():
-            yield verify_log(path, contract="telemetry", at_least=at_least, open_end=busy)
 
 
 def _evaluation(root: Path, parts: _Parts, store: CheckpointStore | None) -> Iterator[Finding]:

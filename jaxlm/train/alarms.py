@@ -9,13 +9,14 @@ the detectors know is saved with every checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config.schema import RunConfig
+from jaxlm.config.schema import RunConfig, WatchConfig
 from jaxlm.contract import ContractError, InputError
 from jaxlm.data import Batch
 from jaxlm.parallel import processes
@@ -33,20 +34,11 @@ class Alarms:
     """event: writes one line of the event log. say: takes a line for a person."""
 
     def __init__(self, cfg: RunConfig, layout: Layout, *, event: Callable[..., None], say: Callable[[str], None]):
-        """Raises InputError for a detector in `watch` that there is none of, or that judges no single step where that is
-        needed; and for rollbacks in a cluster."""
+        """Raises InputError as `chosen` does."""
         self.cfg, self.layout, self._event, self.say = cfg, layout, event, say
         self.expected, self._bank = expected_of(cfg), bank()
         self.recorder = Recorder(layout.bundles, ring=RING, keep=cfg.watch.bundles)
-        watch, of_steps = cfg.watch, [name for name in BUDGETS if name not in OF_EVENTS]
-        self.stop_at = _named("--watch.stop-at", watch.detectors("stop_at"), list(BUDGETS))
-        self.skip_at = _named("--watch.skip-at", watch.detectors("skip_at"), [n for n in of_steps if n != "validation_gap"])
-        self.rollback_at = _named("--watch.rollback-at", watch.detectors("rollback_at"), of_steps)
-        if self.rollback_at and processes.several():
-            raise InputError(
-                f"--watch.rollback-at: expected a run of one process, found one of {processes.count()}; name the detectors in "
-                "--watch.stop-at, and start the run again"
-            )
+        self.stop_at, self.skip_at, self.rollback_at = chosen(cfg.watch)
 
     def saved(self) -> dict[str, Any]:
         """The detectors as they stand, as JSON, for a checkpoint."""
@@ -155,9 +147,39 @@ class Alarms:
         return next((action for action, names in chosen.items() if detector in names), "log")
 
 
+class Chosen(NamedTuple):
+    """The detectors that do more than log, by what they do."""
+
+    stop_at: tuple[str, ...]
+    skip_at: tuple[str, ...]
+    rollback_at: tuple[str, ...]
+
+
+def chosen(watch: WatchConfig) -> Chosen:
+    """What a config chooses, before anything is made for it.
+
+    Raises InputError for a detector that there is none of, or that judges no single step where that is needed; and for
+    rollbacks in a cluster.
+    """
+    of_steps = [name for name in BUDGETS if name not in OF_EVENTS]
+    found = Chosen(
+        _named("--watch.stop-at", watch.detectors("stop_at"), list(BUDGETS)),
+        _named("--watch.skip-at", watch.detectors("skip_at"), [name for name in of_steps if name != "validation_gap"]),
+        _named("--watch.rollback-at", watch.detectors("rollback_at"), of_steps),
+    )
+    if found.rollback_at and processes.several():
+        raise InputError(
+            f"--watch.rollback-at: expected a run of one process, found one of {processes.count()}; name the detectors in "
+            "--watch.stop-at, and start the run again"
+        )
+    return found
+
+
 def _named(flag: str, names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
     """`names`, all of which are known. Raises InputError."""
     for name in names:
         if name not in known:
-            raise InputError(f"{flag}: expected names of {', '.join(known)}, found {name}")
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            nearest = f"; the nearest is {close[0]}" if close else ""
+            raise InputError(f"{flag}: expected names of {', '.join(known)}, found {name}{nearest}")
     return names

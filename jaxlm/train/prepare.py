@@ -18,6 +18,7 @@ from jaxlm.data import STDLIB, ShardSet, build_shards, open_shards, require_agre
 from jaxlm.data.overlap import require_little_overlap, words_of
 from jaxlm.run import Layout
 from jaxlm.tokenizer import Tokenizer, train_from_config
+from jaxlm.train.alarms import chosen
 from jaxlm.train.declared import require_declared
 from jaxlm.watch import duration
 
@@ -37,8 +38,10 @@ class Parts:
 def resolve(cfg: RunConfig, layout: Layout) -> RunConfig:
     """The config with the vocabulary that its tokenizer gives (the run's own copy, where it has one) and absolute paths.
 
-    Raises ConfigError where the model asks for another vocabulary, or shards are named without their tokenizer.
+    Raises ConfigError where the model asks for another vocabulary, or shards are named without their tokenizer; InputError for
+    detectors in `watch` that there are none of, which the config cannot know.
     """
+    chosen(cfg.watch)
     vocab_size = cfg.tokenizer.vocab_size
     own = layout.resolved.is_file() and layout.tokenizer.is_dir()
     if cfg.tokenizer.path:

@@ -352,6 +352,16 @@ def _log(path: Path, keep: Mark | None, expected: str) -> ChainedLog:
         return _Unwritten(keep or Mark(0, START))
     try:
         return ChainedLog(path, keep=keep)
-    except ValueError as error:
+    except ValueError:
         remedy = "Restore it from a copy, or start a new run."
-        raise ContractError("telemetry", artifact=path, expected=expected, found=str(error), remedy=remedy) from None
+        raise ContractError("telemetry", artifact=path, expected=expected, found=_lines(path, keep), remedy=remedy) from None
+
+
+def _lines(path: Path, keep: Mark | None) -> str:
+    """What a damaged log holds instead of the lines that are to be kept, in words."""
+    if not path.is_file():
+        return "no such file"
+    whole, lines = sum(1 for _ in read_log(path)), path.read_bytes().count(b"\n")
+    if keep is not None and whole >= keep.lines:
+        return "other lines"
+    return f"a line {whole + 1} that does not continue the {whole} before it" if lines > whole else f"{whole} lines"

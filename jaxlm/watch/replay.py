@@ -60,8 +60,8 @@ class Replay(NamedTuple):
         born = [origin for origin in self.origins if origin.kind == "nan"]
         return next((origin for origin in born if origin.reached), born[0] if born else None)
 
-    def words(self) -> str:
-        """A paragraph for the terminal."""
+    def words(self, *, sought: bool = True) -> str:
+        """A paragraph for the terminal. sought: whether something that is not finite was to be found, as the run had it."""
         lines = [f"argument {argument.path} is not finite: {argument.values.words()}" for argument in self.arguments]
         shown = [] if self.origin is None else [self.origin]
         shown += [] if self.nan is None or self.nan == self.origin else [self.nan]
@@ -69,7 +69,9 @@ class Replay(NamedTuple):
         if len(self.origins) > len(shown):
             lines.append(f"{len(self.origins) - len(shown)} more equations made non-finite values")
         if not self.origins and not self.arguments:
-            lines.append(f"not reproduced: all values of {self.equations} equations, run one by one, are finite")
+            lines.append(
+                f"{'not reproduced: ' if sought else ''}all values of {self.equations} equations, run one by one, are finite"
+            )
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:

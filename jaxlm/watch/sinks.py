@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from jaxlm.contract import Finding, naming, write_atomic
 
 START = "0" * 16  # the chain value before the first line
+_COPY = "Restore it from a copy."
 _REMEDY = "Restore it from a copy; the lines before it are whole."
+_HALF = "A process that was killed left it: `jaxlm train` of the run drops it."
 
 
 class Mark(NamedTuple):
@@ -109,7 +111,7 @@ def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | 
     """
     path = Path(path)
     if not path.is_file():
-        return Finding(contract, str(path), False, "a log", "no such file", _REMEDY)
+        return Finding(contract, str(path), False, "a log", "no such file", _COPY)
     ends = START if at_least is None or at_least.lines == 0 else None
     mark = Mark(0, START)
     for _, mark in read_log(path):
@@ -121,10 +123,10 @@ def verify_log(path: str | os.PathLike[str], *, contract: str, at_least: Mark | 
     if lines != mark.lines:
         return Finding(contract, where, False, f"line {mark.lines + 1} to continue the chain {mark.chain}", "another", _REMEDY)
     if raw and not raw.endswith(b"\n") and not open_end:
-        return Finding(contract, where, False, f"a whole line {lines + 1}", "half a line at the end", _REMEDY)
+        return Finding(contract, where, False, f"a whole line {lines + 1}", "half a line at the end", _HALF)
     if at_least is not None and ends != at_least.chain:
         found = f"chain {ends}" if ends is not None else f"{mark.lines} lines"
-        return Finding(contract, where, False, f"{at_least.lines} lines with chain {at_least.chain}", found, _REMEDY)
+        return Finding(contract, where, False, f"{at_least.lines} lines with chain {at_least.chain}", found, _COPY)
     return Finding(contract, where, True, f"{lines} chained lines", f"{lines} chained lines")
 
 
@@ -149,7 +151,8 @@ class ChainedLog:
                 if keep is not None and mark.lines == keep.lines:
                     break
         if keep is not None and self.mark != keep:
-            raise ValueError(f"{self.path}: expected {keep.lines} lines with chain {keep.chain}, found {self.mark}")
+            found = f"{self.mark.lines} lines with chain {self.mark.chain}"
+            raise ValueError(f"{self.path}: expected {keep.lines} lines with chain {keep.chain}, found {found}")
         content = b"".join(line + b"\n" for line in kept)
         there = self.path.read_bytes() if self.path.exists() else None
         if keep is None and there is not None and there.count(b"\n") != self.mark.lines:

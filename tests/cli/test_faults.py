@@ -22,6 +22,7 @@ def test_the_list_names_all_and_plants_nothing(capsys, tmp_path, monkeypatch):
     [
         (["mask_one_ahed"], "the nearest is mask_one_ahead"),
         (["explain"], "expected the name of a fault after it"),
+        (["model", "explain"], "explain: expected it before all names, found it after one; `jaxlm faults explain model`"),
         (["--seeds", "0"], "--seeds: expected a number >= 1, found 0"),
         (["--clean", "-1"], "--clean: expected a number >= 0, found -1"),
     ],

@@ -61,7 +61,7 @@ def test_a_broken_log_gives_a_page_and_a_status(cli, run_copy):
     (run_copy / "telemetry.jsonl").write_bytes(b"".join(lines[1:]))
     said = cli("report", run_copy)
     assert said.status == 1
-    assert "telemetry.jsonl: a line breaks its chain" in said.out
+    assert f"{run_copy}/telemetry.jsonl: expected line 1 to continue the chain" in said.err
     assert (run_copy / "report.html").is_file()
 
 

@@ -131,6 +131,10 @@ def test_an_interrupted_reproduction_goes_on_where_it_stood(trained, cli, monkey
         (("tiny", "--train.steps", "1", "--train.steps", "2"), ["--train.steps", "once"]),
         (("tiny", "--data.path", "nowhere"), ["--tokenizer.path"]),
         (("tiny", "--mesh.data", "16", "--train.batch-size", "16"), ["--mesh.data", "16"]),
+        (("tiny", "--watch.metrics-port", "65536"), ["--watch.metrics-port", "at most 65535"]),
+        (("tiny", "--watch.stop-at", "los_spike"), ["--watch.stop-at", "found los_spike; the nearest is loss_spike"]),
+        (("tiny", "--watch.skip-at", "validation_gap"), ["--watch.skip-at", "found validation_gap"]),
+        (("tiny", "--watch.rollback-at", "loss_spike,foo"), ["--watch.rollback-at", "found foo"]),
     ],
 )
 def test_configs_that_cannot_be_are_named_and_nothing_is_created(cli, tmp_path, words, names):
@@ -143,6 +147,25 @@ def test_configs_that_cannot_be_are_named_and_nothing_is_created(cli, tmp_path, 
     assert said.err.count("\n") == 1
     assert all(name in said.err for name in names), said.err
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_damaged_telemetry_stops_a_resume_in_plain_words(cli, run_copy):
+    path = run_copy / "telemetry.jsonl"
+    shutil.rmtree(run_copy / "checkpoints" / "00000012")
+    lines = path.read_bytes().splitlines(keepends=True)
+    broken = [*lines[:4], lines[4].replace(b": ", b":\t", 1), *lines[5:]]
+    for content, found in (
+        (broken, "a line 5 that does not continue the 4 before it"),
+        (lines[:6], "6 lines"),
+        ([], "0 lines"),
+    ):
+        path.write_bytes(b"".join(content))
+        said = cli("train", run_copy)
+        assert said.status == 1
+        message = said.err.splitlines()[-1]
+        assert message.count(str(path)) == 1
+        wanted = f"telemetry.jsonl: expected the 8 lines that the checkpoint has seen, found {found}. Restore it from a copy"
+        assert wanted in message
 
 
 def test_a_config_read_back_is_the_one_that_was_given(trained, config):

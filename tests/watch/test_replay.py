@@ -318,7 +318,8 @@ def test_masks_are_no_origins():
     q = jax.random.normal(jax.random.key(0), (5, 5))
     found = replay(jax.jit(jax.value_and_grad(masked_attention)), q, q)
     assert (found.origins, found.results, found.arguments) == ((), (), ())
-    assert found.words().startswith("not reproduced")
+    assert found.words().startswith("not reproduced: all values of ")
+    assert found.words(sought=False).startswith("all values of ")
 
 
 def test_a_replay_can_be_read_and_kept():
