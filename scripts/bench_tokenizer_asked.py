@@ -39,6 +39,9 @@ def _figures(body: Row) -> Iterator[tuple[str, float, float]]:
         seconds = {row["name"]: row["seconds"] for row in rows}
         for kind in ("arrays", "lists"):
             yield f"two threads, {kind}, x one", 1.6, seconds[f"{kind}, 1 thread"] / seconds[f"{kind}, 2 threads"]
+    if rows := body.get("repetition"):
+        longest = max(row["4 MB"] / row["1 MB"] for row in rows)
+        yield "one piece repeated, 4 MB x 1 MB (quadratic: 16)", -8.0, longest
     if rows := body.get("first"):
         yield "first call with compiled code cached, s", -0.2, min(row["first call"] for row in rows)
     trained = {row["name"]: row for row in body.get("train", ()) if "error" not in row}
