@@ -49,7 +49,7 @@ def assembled(
         found = f"{len(orphans)} that none makes, as {orphans[0]!r} with id {ids[orphans[0]]}"
         mend = "if it is a special token, the file has to say so, or special_tokens" if format != "tokenizer.json" else ""
         raise unsupported(path, "vocabulary", expected="entries that are bytes or made by merges", found=found, mend=mend)
-    if single := [text for text in special_ids if len(text.encode()) == 1]:
+    if single := [text for text in special_ids if len(text.encode(errors="surrogatepass")) == 1]:
         raise unsupported(path, "added tokens", expected="texts that are no single byte", found=repr(single[0]))
     special = opened_by(path, special_ids, document_token)
     provenance = {"read_from": format}

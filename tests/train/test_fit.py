@@ -18,7 +18,9 @@ from jaxlm.data import TokenStream
 from jaxlm.run import Run, audit
 from jaxlm.train import fit
 from jaxlm.train.probes_forward import FORWARD
+from jaxlm.train.probes_initial import INITIAL
 from jaxlm.train.probes_update import UPDATE
+from jaxlm.train.probes_whole import WHOLE
 from jaxlm.watch import ChainedLog, Mark
 from tests.conftest import tiny_config
 
@@ -51,7 +53,7 @@ def test_a_run_holds_its_steps_its_validations_and_its_probes(finished):
     assert len({r["batch_crc"] for r in records}) == STEPS
     assert {r["repeated_rows"] for r in records} == {0.0}
     probes = run.manifest.facts["probes"]
-    assert len(probes) == len(FORWARD) + len(UPDATE) + 4  # order, batch_is_pure, and those of a fresh model
+    assert len(probes) == len((*FORWARD, *INITIAL, *UPDATE, *WHOLE)) + 2  # order and batch_is_pure
     assert all(probe["passed"] for probe in probes.values())
     assert [e["event"] for e in run.events()][:2] == ["start", "probes"]
     assert run.events()[-1]["event"] == "end"

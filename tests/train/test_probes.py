@@ -15,6 +15,7 @@ from jaxlm.parallel import make_mesh
 from jaxlm.train import probes_forward as forward
 from jaxlm.train import probes_initial as initial
 from jaxlm.train import probes_update as update
+from jaxlm.train import probes_whole as whole
 from jaxlm.train import step
 from jaxlm.train.probes import Bench, Probe, require, run_probes
 from jaxlm.train.state import initial_state, put_batch
@@ -93,7 +94,7 @@ def test_every_probe_passes_on_the_code_as_it_is(name):
         batch = real_batch(cfg.train.batch_size, 64)
         results = list(run_probes(cfg, mesh, initial_state(cfg, mesh).params, batch, fresh=True))
     assert [p for p in results if not p.passed] == []
-    assert len(results) == len(forward.FORWARD) + len(update.UPDATE) + len(initial.INITIAL)
+    assert len(results) == len((*forward.FORWARD, *update.UPDATE, *initial.INITIAL, *whole.WHOLE))
 
 
 def scaled_qk(made, factor):
