@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxlm.tokenizer.compiled.encode import Engine
 
 LONGEST = 1 << 27  # characters of a text up to which compiled code is given it whole: it can number bytes up to 2 GB
-FEW_CHARACTERS, FEW_IDS = 128, 256  # of one call, which Python has done before a call of compiled code would be prepared
+FEW_CHARACTERS, FEW_IDS = 128, 512  # of one call, which Python has done before a call of compiled code would be prepared
 
 
 class Engines:
@@ -67,8 +67,11 @@ class Engines:
         numbers = _int32(ids) if loaded else None
         if loaded and numbers is not None:
             return loaded[1].decode(numbers)
+        vocab = self._vocabulary.vocab
         try:
-            return b"".join([self._vocabulary.vocab[operator.index(i)] for i in ids])
+            if set(map(type, ids)) == {int}:
+                return b"".join(map(vocab.__getitem__, ids))
+            return b"".join([vocab[operator.index(i)] for i in ids])
         except KeyError as error:
             raise ValueError(f"expected ids in {self._vocabulary.range}, found {error.args[0]}") from None
 

@@ -16,7 +16,9 @@ from jaxlm.model import model_manifest
 from jaxlm.run import Run, directory
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train.probes_forward import FORWARD
+from jaxlm.train.probes_initial import INITIAL
 from jaxlm.train.probes_update import UPDATE
+from jaxlm.train.probes_whole import WHOLE
 
 
 def flip(path, at=-2):
@@ -178,7 +180,7 @@ def test_the_run_contract_holds_config_model_probes_and_parents(finished):
     facts = json.loads((finished / "manifest.json").read_text())["facts"]
     assert facts["config_fingerprint"] == config_fingerprint(run.config)
     assert Manifest.from_json(facts["model"], artifact="") == run.model
-    assert len(facts["probes"]) == len(FORWARD) + len(UPDATE) + 4
+    assert len(facts["probes"]) == len((*FORWARD, *INITIAL, *UPDATE, *WHOLE)) + 2  # order and batch_is_pure
     assert all(probe["passed"] for probe in facts["probes"].values())
     assert set(run.manifest.parents) == {"tokenizer", "data"}
     assert list(run.manifest.files) == ["resolved.json"]
