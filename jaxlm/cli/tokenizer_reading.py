@@ -19,6 +19,7 @@ from jaxlm.contract import MANIFEST, InputError
 if TYPE_CHECKING:
     from jaxlm.tokenizer import Tokenizer
 
+OWN_FILES = (MANIFEST, "bpe.json")  # of an artifact, whose name is that of its directory
 PATTERNS = typing.get_args(hints(TokenizerConfig)["pattern"])
 
 
@@ -48,7 +49,7 @@ def read(path: str, args: argparse.Namespace, *, form: str | None = None, as_far
     options = {name: getattr(args, name) for name in ("pattern", "special_tokens", "document_token")}
     if not Path(path).exists():
         raise InputError(f"{path}: expected a tokenizer (a directory of jaxlm, or a file of another project), found nothing")
-    if Path(path).is_file() and Path(path).parent.joinpath(MANIFEST).is_file():
+    if Path(path).name in OWN_FILES and Path(path).parent.joinpath(MANIFEST).is_file():
         raise InputError(f"{path}: expected the directory of the tokenizer, found a file of it; give {Path(path).parent}")
     if form in (None, "jaxlm") and Path(path, MANIFEST).exists():
         from jaxlm.tokenizer import Tokenizer

@@ -140,7 +140,8 @@ def _broken(sources: Sequence[Source], names: Sequence[str]) -> Iterable[str]:
     for source, name in zip(sources, names, strict=True):
         for finding in source.damaged:
             yield f'<p class="bad">{escape(f"{name}: {words_of(finding)}")}</p>'
-        for path in set(source.history.broken) - {Path(finding.artifact) for finding in source.damaged}:
+        said = {Path(finding.artifact) for finding in source.damaged}
+        for path in (path for path in source.history.broken if path not in said):
             words = f"{name}: a line of {path.name} breaks its chain; what follows it is not shown. `jaxlm check` says where."
             yield f'<p class="bad">{escape(words)}</p>'
 

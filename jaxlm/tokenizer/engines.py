@@ -39,14 +39,11 @@ class Engines:
             ENCODING.require()
             self._load()
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of a text without special tokens, int32. Raises UnicodeEncodeError for a lone surrogate."""
-        return self.encode_many([text])[0]
-
     def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The same for several texts at once; the interpreter's lock is released for most of it where compiled code is used.
+        """Ids of texts without special tokens, int32 each; where compiled code is used the interpreter's lock is released for
+        most of it.
 
-        Raises ValueError for a pre-token of 2 GB, which compiled code cannot number.
+        Raises UnicodeEncodeError for a lone surrogate, ValueError for a pre-token of 2 GB, which compiled code cannot number.
         """
         work = sum(map(len, texts))
         loaded = None if self._choice == "auto" and work <= FEW_CHARACTERS else self.compiled(work)

@@ -17,9 +17,8 @@ import numpy as np
 
 from jaxlm.data import Batch
 from jaxlm.model.spec import named_leaves
-from jaxlm.parallel import processes
 from jaxlm.train.probes import Bench, Probe
-from jaxlm.train.probes_rule import MOVED, NOISE, agree
+from jaxlm.train.probes_rule import MOVED, NOISE, agree, dot
 from jaxlm.train.probes_update import one_step, scored
 
 PART = 4  # the document is one of so many parts of a row
@@ -49,7 +48,7 @@ def gradient_of_places(bench: Bench) -> Probe:
         where = f"of a document at position {begin} of row {row}, as at position {places[0][1]} of row {places[0][0]}"
         if not abs(float(telemetry.loss) - loss) <= bench.tolerance * max(loss, 1.0):
             return Probe(name, False, f"a loss of {loss:.6g} {where}", f"{float(telemetry.loss):.6g}")
-        for path, off in _norms(_difference(after.opt_state[-1].mu, first)).items():
+        for path, off in _norms(jax.tree.map(jnp.subtract, after.opt_state[-1].mu, first)).items():
             if not off <= bench.tolerance * norms[path] + LEAST * whole:
                 return Probe(name, False, f"the gradient {where}", f"that of {path} off by {off / norms[path]:.2g} of its norm")
     if cfg.train.precision == "float32" and not cfg.train.z_loss:
@@ -58,7 +57,8 @@ def gradient_of_places(bench: Bench) -> Probe:
         target = MOVED * max(loss, 1.0)
 
         def difference(share: float) -> float:
-            ways = (_added(bench.params, first, np.float32(sign * share * target / (size * whole))) for sign in (1.0, -1.0))
+            by = share * target / (size * whole)
+            ways = (jax.tree.map(lambda p, m, f=f: p + f * m, bench.params, first) for f in (by, -by))
             up, down = (scored(bench, base, params=way)[0] for way in ways)
             return (up - down) / (2 * share)
 
@@ -93,24 +93,9 @@ def _at(full: Batch, row: int, begin: int) -> Batch:
     return there
 
 
-@jax.jit
-def _difference(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.subtract, a, b)
-
-
-@jax.jit
-def _squared(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), tree)
-
-
 def _norms(tree: Any) -> dict[str, float]:
     """Norms of the leaves, by path."""
-    return {path: math.sqrt(float(processes.whole(value))) for path, value in named_leaves(_squared(tree)).items()}
-
-
-@jax.jit
-def _added(params: Any, moments: Any, factor: jax.Array) -> Any:
-    return jax.tree.map(lambda p, m: p + factor * m, params, moments)
+    return {path: math.sqrt(dot(leaf, leaf)) for path, leaf in named_leaves(tree).items()}
 
 
 WHOLE: tuple[Callable[[Bench], Probe], ...] = (gradient_of_places,)

@@ -206,3 +206,15 @@ def test_a_rate_that_float32_hardly_shows_is_no_fault(bench, monkeypatch, lr):
     state = bench.state(bench.params)
     monkeypatch.setattr(bench, "state", lambda params: dataclasses.replace(state, opt_state=optimizer.init(params)))
     assert rule.update_rule(bench).passed
+
+
+def test_where_caps_are_saturated_the_curvature_gives_no_verdict_and_no_alarm(bench, monkeypatch):
+    """Of the only direction that is looked at there; along the leaves one at least has to agree."""
+    monkeypatch.setattr(rule, "agree", lambda difference, expected, noise: (None, 0.0))
+    assert rule._of_loss(bench, leaves=False, where=" where the caps bend") == (
+        "gradient_of_loss",
+        True,
+        "differences of the loss as the gradient says where the caps bend",
+        "0 of 1 directions agree, the others give no verdict",
+    )
+    assert not rule._of_loss(bench).passed
