@@ -8,6 +8,8 @@ gradients in this order, and 1.83 s without (docs/bench/2026-11-25-train.md).
 
 A result whose rows are 256, 512 or 1024 numbers long takes XLA:CPU up to 1.8 times as long as one whose rows are not a power of
 two, as rows that far apart share places of the cache. There a weight's gradient is made the other way round, and then turned.
+Else, where the activations are the narrower ones, they are turned first, once for all products that read them: rows by columns
+XLA:CPU multiplies at 0.95 of the machine's rate, columns by columns at 0.82 to 0.95.
 """
 
 from __future__ import annotations
@@ -72,12 +74,18 @@ def _of_weight(x: jax.Array, gradients: jax.Array) -> jax.Array:
     def straight(x: jax.Array, gradients: jax.Array) -> jax.Array:
         return _dot(x, gradients, (0, 0))
 
-    def turned(x: jax.Array, gradients: jax.Array) -> jax.Array:
-        return jax.lax.optimization_barrier(_dot(gradients, x, (0, 0))).T  # the compiler would undo it
+    # The compiler would undo both of these: hence the barriers.
+    def rows(x: jax.Array, gradients: jax.Array) -> jax.Array:
+        return _dot(jax.lax.optimization_barrier(x.T), gradients, (1, 0))
 
-    if not _share_places(gradients.shape[1]) or _share_places(x.shape[1]):
-        return straight(x, gradients)
-    return jax.lax.platform_dependent(x, gradients, cpu=turned, default=straight)
+    def turned(x: jax.Array, gradients: jax.Array) -> jax.Array:
+        return jax.lax.optimization_barrier(_dot(gradients, x, (0, 0))).T
+
+    if x.shape[1] <= gradients.shape[1]:
+        return jax.lax.platform_dependent(x, gradients, cpu=rows, default=straight)
+    if _share_places(gradients.shape[1]) and not _share_places(x.shape[1]):
+        return jax.lax.platform_dependent(x, gradients, cpu=turned, default=straight)
+    return straight(x, gradients)
 
 
 def _share_places(length: int) -> bool:
