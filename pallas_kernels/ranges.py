@@ -4,7 +4,10 @@ Two int32 arrays of the queries' shape say all that causal order, a sliding wind
 need. They are runtime arrays, so one compiled program serves every mask, and a kernel can skip whole blocks of keys.
 An empty range (`start >= end`) is a row that sees nothing; its output is zero.
 
-Axes: B batch, T query, S key.
+A kernel works on tiles, so many queries by so many keys. `key_tiles` says for every tile of queries which tiles of keys it has
+to visit, and in which of these it needs no mask; `query_tiles` says it the other way round, for the gradients of keys and values.
+
+Axes: B batch, T query, S key, I tile of queries, J tile of keys.
 """
 
 from __future__ import annotations
@@ -61,3 +64,63 @@ def decode(slots_BT: jax.Array, *, window: int = 0, capacity: int) -> KeyRanges:
     """
     start = jnp.maximum(_windowed(jnp.zeros_like(slots_BT), slots_BT, window), 0)
     return KeyRanges(start, jnp.where(slots_BT < capacity, slots_BT + 1, 0))
+
+
+class Tiles(NamedTuple):
+    """For each of some tiles, which tiles of the other kind it meets: first <= tile < last; those of full_first <= tile <
+    full_last are seen whole, every key by every query. int32; first <= full_first <= full_last <= last."""
+
+    first: jax.Array
+    last: jax.Array
+    full_first: jax.Array
+    full_last: jax.Array
+
+
+def _ceil_div(a: jax.Array, b: int) -> jax.Array:
+    return -(-a // b)
+
+
+def _cut(ranges: KeyRanges, keys: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """Starts and ends within 0 .. keys, as [B, I, size]; queries that fill up the last tile are like the last query."""
+    rows = ranges.start_BT.shape[1]
+    filled = -(-rows // size) * size - rows
+    bounds = (jnp.pad(jnp.clip(x, 0, keys), ((0, 0), (0, filled)), mode="edge") for x in ranges)
+    start, end = (x.reshape(x.shape[0], -1, size) for x in bounds)
+    return start, end
+
+
+def key_tiles(ranges: KeyRanges, keys: int, *, queries_per_tile: int, keys_per_tile: int) -> Tiles:
+    """The tiles of keys that each tile of queries meets: [B, I] each. A tile of queries that sees nothing meets none.
+
+    Between first and last there may be tiles that no query of this tile sees, where its ranges leave a gap.
+    """
+    start, end = _cut(ranges, keys, queries_per_tile)
+    some = start < end
+    first = jnp.min(jnp.where(some, start, keys), axis=-1) // keys_per_tile
+    last = _ceil_div(jnp.max(jnp.where(some, end, 0), axis=-1), keys_per_tile)
+    first = jnp.minimum(first, last)
+    # Rounded down, so that a last tile that is not full counts as one that needs the mask.
+    full_first = jnp.clip(_ceil_div(jnp.max(start, axis=-1), keys_per_tile), first, last)
+    full_last = jnp.clip(jnp.where(jnp.all(some, axis=-1), jnp.min(end, axis=-1), 0) // keys_per_tile, full_first, last)
+    return Tiles(first, last, full_first, full_last)
+
+
+def query_tiles(ranges: KeyRanges, keys: int, *, queries_per_tile: int, keys_per_tile: int) -> Tiles:
+    """The tiles of queries that each tile of keys meets: [B, J] each.
+
+    The full ones are the first run of such tiles: all of them for every mask that is made here, for others perhaps not.
+    """
+    over = key_tiles(ranges, keys, queries_per_tile=queries_per_tile, keys_per_tile=keys_per_tile)
+    tiles = jnp.arange(-(-keys // keys_per_tile), dtype=jnp.int32)[None, :, None]
+    first, last, full_first, full_last = (x[:, None, :] for x in over)
+    met, full = (first <= tiles) & (tiles < last), (full_first <= tiles) & (tiles < full_last)
+    count = first.shape[-1]
+    index = jnp.arange(count, dtype=jnp.int32)[None, None, :]
+    begin = jnp.min(jnp.where(met, index, count), axis=-1)
+    finish = jnp.max(jnp.where(met, index + 1, 0), axis=-1)
+    begin = jnp.minimum(begin, finish)
+    # The first run of full tiles: from the first full one to the first after it that is not.
+    opens = jnp.min(jnp.where(full, index, count), axis=-1)
+    closes = jnp.min(jnp.where(~full & (index >= opens[..., None]), index, count), axis=-1)
+    full_first = jnp.clip(opens, begin, finish)
+    return Tiles(begin, finish, full_first, jnp.clip(closes, full_first, finish))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import KeyRanges, causal, decode, packed
+from pallas_kernels.ranges import key_tiles, query_tiles
 
 quick = settings(max_examples=40, deadline=None)
 windows = st.integers(0, 6)
@@ -81,3 +82,51 @@ def test_one_compiled_program_serves_every_mask():
     some = [causal(1, 6), causal(1, 6, window=2), packed(jnp.ones((1, 6), jnp.int32), jnp.arange(6, dtype=jnp.int32)[None])]
     assert [int(count(ranges)) for ranges in some] == [21, 11, 21]
     assert len(traces) == 1
+
+
+def random_ranges(seed, queries, keys):
+    rng = np.random.default_rng(seed)
+    kind = seed % 4
+    if kind == 0:
+        return causal(1, queries, keys, window=int(rng.integers(0, keys)))
+    start = rng.integers(-2, keys + 2, (1, queries))
+    end = start + rng.integers(-3, keys, (1, queries)) if kind == 1 else np.full_like(start, keys if kind == 2 else 0)
+    return KeyRanges(jnp.asarray(start if kind != 3 else -np.ones_like(start), jnp.int32), jnp.asarray(end, jnp.int32))
+
+
+@quick
+@given(
+    seed=st.integers(0, 10**6), queries=st.integers(1, 23), keys=st.integers(1, 23), q=st.integers(1, 8), k=st.integers(1, 8)
+)
+def test_tiles_leave_out_nothing_and_those_that_need_no_mask_need_none(seed, queries, keys, q, k):
+    ranges = random_ranges(seed, queries, keys)
+    mask = np.asarray(ranges.mask(keys))[0]
+    rows, columns = range(-(-queries // q)), range(-(-keys // k))
+    tiles = {(i, j): mask[i * q : (i + 1) * q, j * k : (j + 1) * k] for i in rows for j in columns}
+    some = {at for at, tile in tiles.items() if tile.any()}
+    whole = {(i, j) for (i, j), tile in tiles.items() if tile.all() and (j + 1) * k <= keys}
+    sizes = {"queries_per_tile": q, "keys_per_tile": k}
+    for of_queries, found in ((True, key_tiles(ranges, keys, **sizes)), (False, query_tiles(ranges, keys, **sizes))):
+        for here, (first, last, full_first, full_last) in enumerate(
+            zip(*(np.asarray(x)[0].tolist() for x in found), strict=True)
+        ):
+            assert 0 <= first <= full_first <= full_last <= last <= len(columns if of_queries else rows)
+            others = {other for at in some for mine, other in [at if of_queries else at[::-1]] if mine == here}
+            assert others <= set(range(first, last))
+            assert bool(others) or first == last
+            full = {(here, x) if of_queries else (x, here) for x in range(full_first, full_last)}
+            assert full <= whole
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_tiles_of_causal_order_are_the_triangle(window):
+    tiles = key_tiles(causal(1, 16, window=window), 16, queries_per_tile=4, keys_per_tile=2)
+    first, last, full_first, full_last = (np.asarray(x)[0].tolist() for x in tiles)
+    assert last == [2, 4, 6, 8]
+    assert first == ([0, 0, 2, 4] if window else [0] * 4)
+    assert list(zip(full_first, full_last, strict=True)) == (
+        [(0, 0), (2, 2), (4, 4), (6, 6)] if window else [(0, 0), (0, 2), (0, 4), (0, 6)]
+    )
+    back = query_tiles(causal(1, 16, window=window), 16, queries_per_tile=4, keys_per_tile=2)
+    assert np.asarray(back.first)[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.asarray(back.last)[0].tolist() == ([2, 2, 3, 3, 4, 4, 4, 4] if window else [4] * 8)
