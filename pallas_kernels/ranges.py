@@ -5,7 +5,7 @@ need. They are runtime arrays, so one compiled program serves every mask, and a 
 An empty range (`start >= end`) is a row that sees nothing; its output is zero.
 
 A kernel works on tiles, so many queries by so many keys. `key_tiles` says for every tile of queries which tiles of keys it has
-to visit, and in which of these it needs no mask; `query_tiles` says it the other way round, for the gradients of keys and values.
+to visit, and in which of these it needs no mask; `query_tiles` says it the other way round, for gradients of keys and values.
 
 Axes: B batch, T query, S key, I tile of queries, J tile of keys.
 """
