@@ -1,11 +1,14 @@
 """Attention kernels and their oracles. Imports jax only."""
 
-from pallas_kernels.attention import attention, attention_gradients, attention_path
+from pallas_kernels.attention import attention, attention_gradients
+from pallas_kernels.dispatch import KERNELS, Kernel, attention_path
 from pallas_kernels.ranges import KeyRanges, causal, decode, packed
 from pallas_kernels.reference import Attended, attention_float64, attention_reference, matmul_precision
 
 __all__ = [
+    "KERNELS",
     "Attended",
+    "Kernel",
     "KeyRanges",
     "attention",
     "attention_float64",

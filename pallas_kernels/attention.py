@@ -1,52 +1,63 @@
-"""Attention over key ranges, forward and backward, in XLA: what the model calls on a device without a kernel.
+"""Attention over key ranges: what models call. The computation is chosen by `pallas_kernels.dispatch` when a program is traced.
 
-The backward pass recomputes the weights from the log-sum-exp of each row (Dao et al. 2022, algorithm 4), so that neither
-direction keeps a matrix of T x S for it. On a CPU the rows of a batch come one after the other, each in tiles of queries and
-keys whose scores fit the cache, and a tile in which no query sees a key is left out; elsewhere all is done at once.
-
-Axes: B batch, T query, S key, N query head, K key/value head, G query heads per key/value head, H head width, R = G * T.
+Axes: B batch, T query, S key, N query head, K key/value head, H head width.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import xla
+from pallas_kernels.dispatch import Kernel, chosen
 from pallas_kernels.ranges import KeyRanges
-from pallas_kernels.reference import MASKED, Attended, matmul_precision
+from pallas_kernels.reference import Attended
 
-TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
+HOPPER_WIDTHS = (64, 128, 256)  # of a head; others are filled up with zeros
 
 
-def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, softcap: float = 0.0) -> Attended:
+def attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    ranges: KeyRanges,
+    *,
+    softcap: float = 0.0,
+    kernel: Kernel = "auto",
+) -> Attended:
     """Scaled dot-product attention, softmax in float32; output and log-sum-exp are differentiable in q, k and v.
 
-    Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off.
-    Raises ValueError where N is no multiple of K. Source: Vaswani et al. 2017, section 3.2.1; grouped queries: Ainslie et al.
-    2023.
+    Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off. kernel: see
+    `pallas_kernels.dispatch.chosen`. Keys and values before the first or after the last that a query of the row sees are not
+    read into a result, whatever they hold; nor are queries that see nothing.
+    Raises ValueError where N is no multiple of K, or where a kernel is asked for that there is none of. Source: Vaswani et al.
+    2017, section 3.2.1; grouped queries: Ainslie et al. 2023.
     """
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if N % K:
         raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
-    out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap)
+    by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by)
     return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
-    return _forward(q, k, v, start, end, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str
+) -> tuple[jax.Array, ...]:
+    return _forward(q, k, v, start, end, softcap, by)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float) -> tuple:
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str
+) -> tuple[tuple[jax.Array, ...], tuple]:
     # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
     q, start, end = jax.lax.optimization_barrier((q, start, end))
-    out, lse, peak, mean = _over_rows(functools.partial(_forward_row, softcap=softcap), q, k, v, start, end)
-    return (out, lse, peak, mean), (q, k, v, start, end, out, lse)
+    results = _on("forward", by, q, k, v, KeyRanges(start, end), softcap=softcap)
+    return results, (q, k, v, start, end, *results[:2])
 
 
 def attention_gradients(
@@ -60,203 +71,65 @@ def attention_gradients(
     d_lse_BTN: jax.Array,
     *,
     softcap: float = 0.0,
+    kernel: Kernel = "auto",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients by q, k and v, in their dtypes, from what `attention` returned and the gradients by both of its results.
 
     out and lse may be those of more keys than are given here: then the gradients are the part of these keys.
     """
-    return _backward(softcap, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
+    by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    return _backward(softcap, by, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
-def _backward(softcap: float, residuals: tuple, cotangents: tuple) -> tuple:
+def _backward(softcap: float, by: str, residuals: tuple, cotangents: tuple) -> tuple:
     q, k, v, start, end, out, lse = residuals
     d_out, d_lse = cotangents[:2]
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
-    mean = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    grads = _over_rows(functools.partial(_backward_row, softcap=softcap), q, k, v, start, end, lse, mean, d_out)
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    grads = _on("backward", by, q, k, v, KeyRanges(start, end), lse, delta, d_out, softcap=softcap)
     return *grads, None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def attention_path(platform: str) -> str:
-    """Which computation `attention` is on a platform, in words; runs record it, since the order of sums differs."""
-    return "xla, tiles in sequence" if platform == "cpu" else "xla, rows at once"
+def _on(way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, softcap: float) -> Any:
+    """`forward` or `backward` by the computation that was chosen; by XLA on any other device than it was chosen for."""
+    scale = q.shape[-1] ** -0.5
+    options = {"scale": scale, "softcap": softcap}
+    plain = functools.partial(getattr(xla, way), **options)
+    if by == "xla":
+        return plain(q, k, v, ranges, *rest)
+    special = functools.partial({"tpu": _on_tpu, "hopper": _on_hopper}[by], way, **options)
+    branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}
+    return jax.lax.platform_dependent(q, k, v, ranges, *rest, **branches)
 
 
-def tile_size(heads: int) -> int:
-    """Queries, and keys, of a tile on a CPU: a power of two, from 64 on; in smaller ones the calls cost more than the sums."""
-    return max(64, 1 << math.isqrt(max(1, TILE // heads)).bit_length() - 1)
+def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
+    from pallas_kernels import tpu
+
+    q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
+    return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tpu.default_tiling(q.shape[-1]), **options)
 
 
-def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
-    """`row` on every element of the leading axis B: in sequence and in tiles on a CPU, whole and vectorised elsewhere."""
-    (T, N), S = arrays[0].shape[1:3], arrays[1].shape[1]
-    size = tile_size(N)
+def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
+    from pallas_kernels import hopper
 
-    def in_tiles(*xs: jax.Array) -> Any:
-        return jax.lax.map(lambda x: row(*x, queries=min(size, T), keys=min(size, S)), xs)
-
-    return jax.lax.platform_dependent(
-        *arrays, cpu=in_tiles, default=lambda *xs: jax.vmap(functools.partial(row, queries=T, keys=S))(*xs)
-    )
+    q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
+    width = q.shape[-1]
+    filled = next(size for size in HOPPER_WIDTHS if width <= size)
+    wide = [jnp.pad(x, [(0, 0)] * 3 + [(0, filled - width)]) if x.ndim == 4 else x for x in (q, k, v, *rest)]
+    found = getattr(hopper, way)(*wide[:3], *ranges, *wide[3:], tiling=hopper.default_tiling(filled, q.dtype), **options)
+    return tuple(x[..., :width] if x.ndim == 4 else x for x in found)
 
 
-# ---- one row of the batch; heads come before positions, and the queries of a group are read as one matrix --------------
-# A row is turned round by itself, while the cache holds it: turned as a whole, a batch was written and read twice more.
+def _only_what_is_seen(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, rest: tuple) -> tuple:
+    """Zeros for keys and values outside of what the queries of a row see, and for queries that see nothing, with their
+    gradients: a product gives them the weight 0, and 0 * NaN is NaN."""
+    seen_BS, some_BT = ranges.hull(k.shape[1]), ranges.start_BT < ranges.end_BT
 
+    def kept(x: jax.Array, where: jax.Array) -> jax.Array:
+        return jnp.where(where[:, :, None, None], x, jnp.zeros_like(x))
 
-def _swap(x: jax.Array) -> jax.Array:
-    """Positions before heads to heads before positions, and back."""
-    return jnp.swapaxes(x, 0, 1)
-
-
-def _cut(x: jax.Array, heads: int, size: int) -> jax.Array:
-    """[N, T, ...] -> [tiles, heads, N / heads * size, ...], filled up with zeros."""
-    N, T = x.shape[:2]
-    tiles = -(-T // size)
-    if tiles * size != T:
-        x = jnp.pad(x, [(0, 0), (0, tiles * size - T)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(heads, N // heads, tiles, size, *x.shape[2:])
-    return jnp.moveaxis(x, 2, 0).reshape(tiles, heads, N // heads * size, *x.shape[4:])
-
-
-def _joined(x: jax.Array, heads: int, length: int) -> jax.Array:
-    """The inverse of `_cut`: [tiles, K, G * size, ...] -> [heads, length, ...]."""
-    tiles, K = x.shape[:2]
-    x = x.reshape(tiles, K, heads // K, -1, *x.shape[3:])
-    return jnp.moveaxis(x, 0, 2).reshape(heads, -1, *x.shape[4:])[:, :length]
-
-
-def _ranges_cut(start_T: jax.Array, end_T: jax.Array, size: int, S: int) -> tuple[jax.Array, jax.Array]:
-    """Ranges over real keys, [tiles, size]; those of queries that fill up a tile are empty."""
-    bounds = (jnp.clip(bound, 0, S)[None] for bound in (start_T, end_T))
-    start, end = (_cut(bound, 1, size)[:, 0] for bound in bounds)
-    return start, end
-
-
-def _over_keys(step: Callable, start: jax.Array, end: jax.Array, tiles: int, size: int, carry: Any) -> Any:
-    """`step(tile, carry)` over those tiles of keys in which a query with this range may see a key."""
-    if tiles == 1:
-        return step(0, carry)
-    some = start < end
-    first = jnp.min(jnp.where(some, start, tiles * size)) // size
-    last = (jnp.max(jnp.where(some, end, 0)) + size - 1) // size
-    return jax.lax.fori_loop(first, last, step, carry)
-
-
-def _over_queries(step: Callable, carry: Any, xs: tuple) -> tuple[Any, Any]:
-    """`jax.lax.scan` over tiles of queries; without a loop where there is one."""
-    if xs[0].shape[0] > 1:
-        return jax.lax.scan(step, carry, xs)
-    carry, ys = step(carry, jax.tree.map(lambda x: x[0], xs))
-    return carry, jax.tree.map(lambda y: y[None], ys)
-
-
-def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product, summed and returned in float32."""
-    return jnp.einsum(equation, a, b, precision=matmul_precision(a, b), preferred_element_type=jnp.float32)
-
-
-def _seen(start: jax.Array, end: jax.Array, first: jax.Array | int, keys: int, group: int) -> jax.Array:
-    """Which of the keys from `first` on the queries of a tile see: [keys, G * size]."""
-    s = (first + jnp.arange(keys, dtype=jnp.int32))[:, None]
-    return jnp.tile((s >= start[None, :]) & (s < end[None, :]), (1, group))
-
-
-def _capped(scores: jax.Array, softcap: float) -> jax.Array:
-    return softcap * jnp.tanh(scores / softcap) if softcap else scores
-
-
-def _forward_row(
-    q_TNH: jax.Array,
-    k_SKH: jax.Array,
-    v_SKH: jax.Array,
-    start_T: jax.Array,
-    end_T: jax.Array,
-    *,
-    softcap: float,
-    queries: int,
-    keys: int,
-) -> tuple[jax.Array, ...]:
-    q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
-    (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
-    k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
-    starts, ends = _ranges_cut(start_T, end_T, queries, S)
-
-    def over_queries(_: None, x: tuple) -> tuple[None, tuple]:
-        q, start, end = x
-
-        def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
-            out, peak, total, moment = carry
-            scores = _capped(_product("KRH,KSH->KRS", q, k[tile]) * H**-0.5, softcap)
-            scores = jnp.where(_seen(start, end, tile * keys, keys, N // K).T[None], scores, MASKED)
-            higher = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
-            weights, fade = jnp.exp(scores - higher), jnp.exp(peak - higher)
-            found = _product("KRS,KSH->KRH", weights.astype(v.dtype), v[tile])
-            total = total * fade + jnp.sum(weights, axis=-1, keepdims=True)
-            moment = moment * fade + jnp.sum(weights * scores, axis=-1, keepdims=True)
-            return out * fade + found, higher, total, moment
-
-        # The first peak is above that of keys which do not count, so that exp gives them the weight 0.
-        rows = jnp.zeros_like(q[..., :1], jnp.float32)
-        nothing = (jnp.zeros_like(q, jnp.float32), rows + 0.1 * MASKED, rows, rows)
-        out, peak, total, moment = _over_keys(over_keys, start, end, len(k), keys, nothing)
-        empty = total == 0.0
-        safe = jnp.where(empty, 1.0, total)
-        lse = jnp.where(empty, MASKED, peak + jnp.log(safe))[..., 0]
-        return None, ((out / safe).astype(v.dtype), lse, jnp.where(empty, MASKED, peak)[..., 0], (moment / safe)[..., 0])
-
-    _, of_tiles = _over_queries(over_queries, None, (_cut(q_NTH, K, queries), starts, ends))
-    return tuple(_swap(_joined(x, N, T)) for x in of_tiles)
-
-
-def _backward_row(
-    q_TNH: jax.Array,
-    k_SKH: jax.Array,
-    v_SKH: jax.Array,
-    start_T: jax.Array,
-    end_T: jax.Array,
-    lse_TN: jax.Array,
-    mean_TN: jax.Array,
-    d_out_TNH: jax.Array,
-    *,
-    softcap: float,
-    queries: int,
-    keys: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
-    (N, T, H), (K, S) = q_NTH.shape, k_KSH.shape[:2]
-    k, v = _cut(k_KSH, K, keys), _cut(v_KSH, K, keys)
-    turned_k = jnp.swapaxes(k, 2, 3)
-    starts, ends = _ranges_cut(start_T, end_T, queries, S)
-
-    def over_queries(d_kv: tuple, x: tuple) -> tuple[tuple, jax.Array]:
-        q, lse, mean, d_out, start, end = x
-
-        def over_keys(tile: jax.Array | int, carry: tuple) -> tuple:
-            # Keys come before queries here, and the keys are turned for d_q: no product contracts the first axis of its first
-            # operand, which would be turned in every tile.
-            d_q, d_k, d_v = carry
-            scores = _capped(_product("KSH,KRH->KSR", k[tile], q) * H**-0.5, softcap)
-            seen = _seen(start, end, tile * keys, keys, N // K)[None]
-            weights = jnp.where(seen, jnp.exp(scores - lse[:, None, :]), 0.0)
-            d_weights = _product("KSH,KRH->KSR", v[tile], d_out)
-            d_scores = weights * (d_weights - mean[:, None, :])
-            if softcap:
-                d_scores = jnp.where(seen, d_scores * (1.0 - jnp.square(scores / softcap)), 0.0)
-            d_scores = (d_scores * H**-0.5).astype(q.dtype)
-            d_v = d_v.at[tile].add(_product("KSR,KRH->KSH", weights.astype(v.dtype), d_out))
-            d_k = d_k.at[tile].add(_product("KSR,KRH->KSH", d_scores, q))
-            return d_q + _product("KHS,KSR->KHR", turned_k[tile], d_scores), d_k, d_v
-
-        nothing = jnp.zeros_like(jnp.swapaxes(q, 1, 2), jnp.float32)
-        d_q, *d_kv = _over_keys(over_keys, start, end, len(k), keys, (nothing, *d_kv))
-        return tuple(d_kv), jnp.swapaxes(d_q.astype(q.dtype), 1, 2)
-
-    zeros = jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
-    xs = tuple(_cut(x, K, queries) for x in (q_NTH, _swap(lse_TN), _swap(mean_TN), _swap(d_out_TNH)))
-    (d_k, d_v), d_q = _over_queries(over_queries, zeros, (*xs, starts, ends))
-    d_k, d_v = _joined(d_k, K, S).astype(k.dtype), _joined(d_v, K, S).astype(v.dtype)
-    return _swap(_joined(d_q, N, T)), _swap(d_k), _swap(d_v)
+    rest = tuple(kept(x, some_BT) if x.ndim == 4 else x for x in rest)
+    return kept(q, some_BT), kept(k, seen_BS), kept(v, seen_BS), rest

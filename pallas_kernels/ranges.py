@@ -29,6 +29,14 @@ class KeyRanges(NamedTuple):
         s = jnp.arange(keys, dtype=jnp.int32)[None, None, :]
         return (s >= self.start_BT[:, :, None]) & (s < self.end_BT[:, :, None])
 
+    def hull(self, keys: int) -> jax.Array:
+        """[B, S]: whether a key lies between the first and the last that any query of its row sees."""
+        some = self.start_BT < self.end_BT
+        first = jnp.min(jnp.where(some, self.start_BT, keys), axis=1, keepdims=True)
+        end = jnp.max(jnp.where(some, self.end_BT, 0), axis=1, keepdims=True)
+        s = jnp.arange(keys, dtype=jnp.int32)[None, :]
+        return (s >= first) & (s < end)
+
 
 def _windowed(start: jax.Array, last: jax.Array, window: int) -> jax.Array:
     return jnp.maximum(start, last - window + 1) if window else start

@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 
-from pallas_kernels import attention_path
-
 PACKAGES = ("jaxlm", "jax", "jaxlib", "flax", "optax", "numpy")
 
 # Settings of jax that change numbers, however they were set (environment variable, `jax.config`, a context).
@@ -41,10 +39,11 @@ INSTRUCTION_SETS = (
 )
 
 
-def environment(*, mesh_shape: Mapping[str, int], grad_accum: int, precision: str) -> dict[str, Any]:
+def environment(*, mesh_shape: Mapping[str, int], grad_accum: int, precision: str, attention: str) -> dict[str, Any]:
     """The environment of this process as plain JSON values; it starts the devices if they are not started.
 
-    mesh_shape: axis -> size. grad_accum: micro-batches in one step. precision: name of the policy.
+    mesh_shape: axis -> size. grad_accum: micro-batches in one step. precision: name of the policy. attention:
+    which computation of it was chosen, see `jaxlm.model.attention_used`.
     """
     device = jax.devices()[0]
     found: dict[str, Any] = {name: _version(name) for name in PACKAGES}
@@ -55,7 +54,7 @@ def environment(*, mesh_shape: Mapping[str, int], grad_accum: int, precision: st
     found["platform"] = device.platform
     # On a GPU the gradient of the embedding is a sum in any order, unless the compiler is told otherwise.
     found["deterministic"] = device.platform != "gpu" or "--xla_gpu_deterministic_ops=true" in found["xla_flags"]
-    found["attention"] = attention_path(device.platform)
+    found["attention"] = str(attention)
     found["device_kind"] = device.device_kind
     found["device_count"] = jax.device_count()
     found["process_count"] = jax.process_count()

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.checkpoint import environment, require_restored
+from jaxlm.checkpoint import require_restored
 from jaxlm.config.schema import EvalConfig, MeshConfig, RunConfig
 from jaxlm.contract import InputError, Manifest, canonical_json, fingerprint, new_artifact, record_files
 from jaxlm.data import Batch, TokenStream, check_batch, validation_batches
@@ -31,7 +31,7 @@ from jaxlm.run import Run
 from jaxlm.run.scores import FILE
 from jaxlm.tokenizer import Tokenizer
 from jaxlm.train.probes import require, run_probes
-from jaxlm.train.state import put_batch
+from jaxlm.train.state import environment_of, put_batch
 from jaxlm.train.step import score_step
 
 KIND = "evaluation"
@@ -115,7 +115,7 @@ def evaluate(run: Run, *, say: Say = lambda line: None) -> Evaluation:
     }
     provenance = {
         "seconds": time.monotonic() - began,
-        "environment": environment(mesh_shape=dict(mesh.shape), grad_accum=1, precision=cfg.train.precision),
+        "environment": environment_of(cfg, mesh, grad_accum=1),
     }
     return _write(run, result, facts, parents, provenance, lines)
 

@@ -1,7 +1,7 @@
 """Decoder-only transformer as pure functions over a tree of arrays."""
 
 from jaxlm.config.schema import ModelConfig
-from jaxlm.model.attention import Mask
+from jaxlm.model.attention import Mask, attention_used
 from jaxlm.model.contract import model_manifest
 from jaxlm.model.head import block_shape, head_loss, head_nll
 from jaxlm.model.loss import LossSums, loss_sums, token_nll
@@ -24,6 +24,7 @@ __all__ = [
     "Policy",
     "Site",
     "abstract_params",
+    "attention_used",
     "block",
     "block_shape",
     "check_length",

@@ -5,6 +5,8 @@ Axes: B batch, T query position, S key position, N query head, K key/value head,
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -12,9 +14,10 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
+from jaxlm.model.precision import Policy
 from jaxlm.parallel.ring import ring_attention
 from jaxlm.parallel.rules import AxisRules
-from pallas_kernels import Attended, KeyRanges, attention, causal, decode, packed
+from pallas_kernels import Attended, KeyRanges, attention, attention_path, causal, decode, packed
 
 
 @struct.dataclass
@@ -45,14 +48,20 @@ class Mask:
         return cls(jnp.minimum(slots_BT, capacity - 1), decode(slots_BT, window=window, capacity=capacity))
 
 
+def attention_used(cfg: ModelConfig, policy: Policy) -> str:
+    """Which computation of attention a program traced now is compiled with, in words: see `pallas_kernels.dispatch`."""
+    return attention_path(cfg.attention, policy.compute, cfg.head_width)
+
+
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules) -> Attended:
     """Attention over the mask's ranges: what `pallas_kernels.attention` returns, laid out like the queries.
 
     Under a mesh every device attends for its own rows and heads. Where the sequence is cut over a mesh axis, keys and values
     go round the devices of that axis (`jaxlm.parallel.ring`); nothing else travels.
     """
+    options: dict[str, Any] = {"softcap": cfg.attention_softcap, "kernel": cfg.attention}
     if jax.sharding.get_abstract_mesh().empty:
-        return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, softcap=cfg.attention_softcap)
+        return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, **options)
     (*_, heads, _), (*_, kv_heads, _) = rules.activation("BTNH"), rules.activation("BSKH")
     axis = rules.a_S[0] if rules.a_S else None
 
@@ -61,8 +70,8 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
             k, v = (_read_heads(x, heads, q.shape[2], cfg.n_heads // cfg.kv_heads) for x in (k, v))
         ranges = KeyRanges(start, end)
         if axis is None or jax.lax.axis_size(axis) == 1:
-            return attention(q, k, v, ranges, softcap=cfg.attention_softcap)
-        return ring_attention(q, k, v, ranges, axis=axis, softcap=cfg.attention_softcap)
+            return attention(q, k, v, ranges, **options)
+        return ring_attention(q, k, v, ranges, axis=axis, **options)
 
     q, kv, rows = (rules.activation(dims) for dims in ("BTNH", "BSKH", "BT"))
     mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=Attended(q, *[PartitionSpec(*q[:3])] * 3))

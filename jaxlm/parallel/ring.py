@@ -15,24 +15,33 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import Attended, KeyRanges, attention, attention_gradients
+from pallas_kernels import Attended, Kernel, KeyRanges, attention, attention_gradients
 
 
 def ring_attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, axis: str, softcap: float = 0.0
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    ranges: KeyRanges,
+    *,
+    axis: str,
+    softcap: float = 0.0,
+    kernel: Kernel = "auto",
 ) -> Attended:
     """Attention of one device's queries to the keys of all devices of the mesh axis `axis`, inside `jax.shard_map`.
 
     ranges: of the device's own queries, over the keys of the whole sequence; shard i holds the keys i * S to (i + 1) * S.
-    Returns what `attention` to all keys would. Differentiable in q, k and v through the output alone.
+    Returns what `attention` to all keys would, by the same `kernel`. Differentiable in q, k and v through the output alone.
     """
-    out, *rest = _ring(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, axis, softcap)
+    out, *rest = _ring(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, axis, softcap, kernel)
     return Attended(out, *jax.lax.stop_gradient(rest))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _ring(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> Attended:
-    return _forward(q, k, v, start, end, axis, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _ring(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float, kernel: Kernel
+) -> Attended:
+    return _forward(q, k, v, start, end, axis, softcap, kernel)[0]
 
 
 def _local(start: jax.Array, end: jax.Array, axis: str, passed: jax.Array | int, keys: int) -> KeyRanges:
@@ -46,11 +55,13 @@ def _pass_on(tree: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % devices) for i in range(devices)])
 
 
-def _round(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float) -> Attended:
+def _round(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float, kernel: Kernel
+) -> Attended:
     """Once round the ring: attention to all keys, the output in float32."""
 
     def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> Attended:
-        found = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap)
+        found = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap, kernel=kernel)
         return found._replace(out_BTNH=found.out_BTNH.astype(jnp.float32))
 
     def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
@@ -72,20 +83,21 @@ def _merged(a: Attended, b: Attended) -> Attended:
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, axis: str, softcap: float, kernel: Kernel
 ) -> tuple[Attended, tuple]:
-    found = _round(q, k, v, start, end, axis, softcap)
+    found = _round(q, k, v, start, end, axis, softcap, kernel)
     found = found._replace(out_BTNH=found.out_BTNH.astype(v.dtype))
     return found, (q, k, v, start, end, found.out_BTNH, found.lse_BTN)
 
 
-def _backward(axis: str, softcap: float, residuals: tuple, cotangents: Attended) -> tuple:
+def _backward(axis: str, softcap: float, kernel: Kernel, residuals: tuple, cotangents: Attended) -> tuple:
     q, k, v, start, end, out, lse = residuals
     d_out = cotangents.out_BTNH
 
     def part(k: jax.Array, v: jax.Array, passed: jax.Array | int) -> tuple[jax.Array, ...]:
         ranges = _local(start, end, axis, passed, k.shape[1])
-        grads = attention_gradients(q, k, v, ranges, out, lse, d_out, jnp.zeros_like(lse), softcap=softcap)
+        options: dict = {"softcap": softcap, "kernel": kernel}
+        grads = attention_gradients(q, k, v, ranges, out, lse, d_out, jnp.zeros_like(lse), **options)
         return tuple(grad.astype(jnp.float32) for grad in grads)
 
     def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:

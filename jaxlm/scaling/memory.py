@@ -28,7 +28,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import AxisRules, rules_of
 from jaxlm.scaling.collectives import WIDTH, positions_of
 from jaxlm.scaling.residuals import kept_of
-from pallas_kernels.attention import tile_size
+from pallas_kernels.xla import tile_size
 
 LABEL_BYTES = 4 * 4 + 1  # of a position in a batch: tokens, labels, segments, positions; the loss mask
 SCORES = 4  # matrices of float32 scores that exist at once in the backward pass of attention

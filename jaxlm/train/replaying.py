@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxlm.checkpoint import differences, environment
+from jaxlm.checkpoint import differences
 from jaxlm.config.schema import MeshConfig, RunConfig
 from jaxlm.contract import InputError
 from jaxlm.data import Batch, batch, batch_crc
 from jaxlm.parallel import make_mesh
 from jaxlm.run import History, Run
 from jaxlm.train.recorder import bundles, read_batch, read_state
-from jaxlm.train.state import TrainState, abstract_state, initial_state, put_batch
+from jaxlm.train.state import TrainState, abstract_state, environment_of, initial_state, put_batch
 from jaxlm.train.step import train_step
 from jaxlm.train.take_back import copied, take_back
 from jaxlm.watch import record_of
@@ -164,7 +164,7 @@ def _unlike(run: Run, step: int, cfg: RunConfig, mesh: Mesh) -> tuple[str, ...]:
     saved = run.checkpoints.steps()
     after = next((each for each in saved if each >= step), saved[-1] if saved else None)
     there = run.manifest.provenance["environment"] if after is None else run.checkpoints.manifest(after).facts["environment"]
-    here = environment(mesh_shape=dict(mesh.shape), grad_accum=cfg.train.grad_accum, precision=cfg.train.precision)
+    here = environment_of(cfg, mesh, grad_accum=cfg.train.grad_accum)
     sums = [] if here["deterministic"] else ["sums of this device come in any order"]
     return (*differences(there, here), *sums)
 

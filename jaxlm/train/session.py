@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlm.checkpoint import CheckpointStore, differences, environment, require_restored
+from jaxlm.checkpoint import CheckpointStore, differences, require_restored
 from jaxlm.config.load import config_fingerprint
 from jaxlm.contract import ContractError, FileRecord, InputError, Manifest, check
 from jaxlm.data import Batch, TokenStream, batch, batch_crc, check_batch, check_supervised
@@ -28,7 +28,7 @@ from jaxlm.train.prepare import Parts, Say
 from jaxlm.train.probes import Probe
 from jaxlm.train.reread import Reread
 from jaxlm.train.rows import BatchFacts, batch_facts
-from jaxlm.train.state import TrainState, abstract_state, batch_rows, initial_state, put_batch
+from jaxlm.train.state import TrainState, abstract_state, batch_rows, environment_of, initial_state, put_batch
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.validate import Validation
 from jaxlm.train.watchdog import Watchdog
@@ -57,9 +57,7 @@ class Session:
         self.stop, self.watchdog = stop, watchdog
         self.parts, self.cfg, self.layout, self.mesh, self.say = parts, parts.cfg, layout, mesh, say
         cfg = self.cfg
-        self.environment = environment(
-            mesh_shape=dict(mesh.shape), grad_accum=cfg.train.grad_accum, precision=cfg.train.precision
-        )
+        self.environment = environment_of(cfg, mesh, grad_accum=cfg.train.grad_accum)
         self.guard = Guard(cfg, layout.path, deterministic=self.environment["deterministic"], event=self.event)
         self.sinks: list[Sink] = []
         self.alarms = Alarms(cfg, layout, event=self.event, say=say)

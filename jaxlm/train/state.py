@@ -16,8 +16,9 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlm.checkpoint.environment import environment
 from jaxlm.config.schema import RunConfig
-from jaxlm.model import POLICIES, LossScale, Params, Policy, init_params, param_specs
+from jaxlm.model import POLICIES, LossScale, Params, Policy, attention_used, init_params, param_specs
 from jaxlm.model.spec import named_leaves
 from jaxlm.optim import optimizer_of
 from jaxlm.parallel import AxisRules, processes, rules_of
@@ -66,6 +67,14 @@ def policy(cfg: RunConfig) -> Policy:
 def rules(cfg: RunConfig) -> AxisRules:
     """The axis rules of a run."""
     return rules_of(cfg.mesh, cfg.model.kv_heads)
+
+
+def environment_of(cfg: RunConfig, mesh: Mesh, *, grad_accum: int) -> dict[str, Any]:
+    """What equal bits depend on, of a program of this run on `mesh` with so many micro-batches: see `jaxlm.checkpoint`."""
+    with jax.set_mesh(mesh):
+        attention = attention_used(cfg.model, policy(cfg))
+    shape = dict(mesh.shape)
+    return environment(mesh_shape=shape, grad_accum=grad_accum, precision=cfg.train.precision, attention=attention)
 
 
 def abstract_state(cfg: RunConfig, mesh: Mesh) -> TrainState:

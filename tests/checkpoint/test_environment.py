@@ -14,7 +14,8 @@ from jaxlm.checkpoint.environment import _xla_flags
 
 
 def now(**changed):
-    return environment(**{"mesh_shape": {"data": 1, "fsdp": 8}, "grad_accum": 2, "precision": "float32", **changed})
+    usual = {"mesh_shape": {"data": 1, "fsdp": 8}, "grad_accum": 2, "precision": "float32", "attention": "xla, rows at once"}
+    return environment(**{**usual, **changed})
 
 
 def test_it_states_versions_devices_mesh_and_step_and_is_plain_json():
@@ -36,6 +37,7 @@ def test_the_same_environment_has_no_differences():
         ({"mesh_shape": {"data": 2, "fsdp": 8}}, "mesh.data: saved 1, now 2"),
         ({"grad_accum": 4}, "grad_accum: saved 2, now 4"),
         ({"precision": "bfloat16"}, "precision: saved float32, now bfloat16"),
+        ({"attention": "pallas, tpu"}, "attention: saved xla, rows at once, now pallas, tpu"),
     ],
 )
 def test_a_difference_is_one_line_with_both_values(changed, line):

@@ -233,7 +233,7 @@ def test_a_field_enters_the_fingerprint_unless_it_changes_no_number(name):
 def test_the_fields_that_change_no_number_are_these():
     assert [name for name in field_types() if is_runtime(name)] == [
         "name", "tokenizer.path", "data.path", "data.max_mojibake", "data.max_overlap", "data.max_repeated",
-        "data.prefetch", "model.scan_layers", "train.remat",
+        "data.prefetch", "model.scan_layers", "model.attention", "train.remat",
         "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.context", "mesh.rules",
         "watch.live", "watch.print_every", "watch.tensorboard", "watch.wandb", "watch.metrics_port", "watch.pace_every",
         "watch.samples_every", "watch.bundles", "watch.stop_at", "watch.skip_at", "watch.rollback_at", "watch.max_rollbacks",

@@ -1,14 +1,13 @@
 """The attention that models call against its oracles: values, log-sum-exp, and every gradient, on both mappings over rows."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import KeyRanges, attention, attention_float64, attention_reference, causal
+from pallas_kernels import KeyRanges, attention, attention_float64, attention_reference, causal, xla
 
 B, T, S, H = 2, 7, 9, 4
 
@@ -65,8 +64,7 @@ def test_gradients_through_both_results_are_those_of_autodiff(N, K, softcap):
 @pytest.fixture(params=["causal", "random", "nothing"])
 def long_inputs(request, monkeypatch):
     """Queries and keys of several tiles each, the last of them not full, so that some tiles are left out."""
-    module = importlib.import_module("pallas_kernels.attention")  # the package has a function of this name
-    monkeypatch.setattr(module, "TILE", 1)
+    monkeypatch.setattr(xla, "TILE", 1)
     T, S, N, K = 90, 140, 4, 2
     keys = jax.random.split(jax.random.key(3), 3)
     q, k, v = (jax.random.normal(key, (2, x, n, H)) for key, x, n in zip(keys, (T, S, S), (N, K, K), strict=True))

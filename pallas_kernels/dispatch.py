@@ -1,0 +1,75 @@
+"""Which computation of attention a program is compiled with: chosen when it is traced, and said in words.
+
+The device is the one that the program is for: that of the mesh in use, or of `jax.sharding.use_abstract_mesh` where a program
+is made for a device that is not here, else the first of this process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Kernel = Literal["auto", "reference", "pallas"]
+KERNELS: tuple[Kernel, ...] = ("auto", "reference", "pallas")
+HOPPER = re.compile(r"\bG?H(?:20|100|200|800)\b")  # compute capability 9.0
+
+
+class Target(NamedTuple):
+    """platform: cpu, gpu or tpu. kind: as jax names the device."""
+
+    platform: str
+    kind: str
+
+
+def target() -> Target:
+    """The device that what is traced now is for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        first = jax.devices()[0]
+        return Target(first.platform, first.device_kind)
+    return Target({"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform), device.device_kind)
+
+
+def unfit(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
+    """Why there is no kernel for such operands on such a device; empty where there is one. width: of a head."""
+    name = jnp.dtype(dtype).name
+    if on.platform == "tpu":
+        return "" if name in ("bfloat16", "float32") else f"it takes bfloat16 or float32, found {name}"
+    if on.platform != "gpu":
+        return f"there is none for {on.platform}"
+    if not HOPPER.search(on.kind):
+        return f"there is one for Hopper GPUs (H100, H200), found {on.kind}"
+    if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
+        return f"it needs jax 0.11 or newer, found {jax.__version__}; that needs Python 3.12 or newer"
+    if name not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 or float16, found {name}"
+    return "" if width <= 256 else f"it takes heads of a width up to 256, found {width}"
+
+
+def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Target | None = None) -> str:
+    """ "hopper", "tpu" or "xla".
+
+    kernel: "auto" is the kernel where there is one, "reference" is XLA's, "pallas" is the kernel or a ValueError that says why
+    there is none. It never falls back without a word: `attention_path` says what was chosen, and runs record it.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"attention: expected one of {', '.join(KERNELS)}, found {kernel!r}")
+    if kernel == "reference":
+        return "xla"
+    on = target() if on is None else on
+    why = unfit(on, dtype, width)
+    if why and kernel == "pallas":
+        raise ValueError(f"attention: expected operands and a device for a Pallas kernel, but {why}; take auto or reference")
+    return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
+
+
+def attention_path(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Target | None = None) -> str:
+    """What `chosen` says, in words for records: the order of sums differs."""
+    on = target() if on is None else on
+    name = chosen(kernel, dtype, width, on=on)
+    if name != "xla":
+        return f"pallas, {name}"
+    return "xla, tiles in sequence" if on.platform == "cpu" else "xla, rows at once"

@@ -1,0 +1,109 @@
+"""Which computation is chosen for which device, operands and wish; that a kernel gives what XLA gives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pallas_kernels
+from pallas_kernels import attention, attention_path, causal
+from pallas_kernels.dispatch import Target, chosen, target
+from tests.pallas_kernels.operands import as_on_a_tpu, operands, some_ranges
+
+CPU, V5E = Target("cpu", "cpu"), Target("tpu", "TPU v5 lite")
+H200, A100 = Target("gpu", "NVIDIA H200"), Target("gpu", "NVIDIA A100-SXM4-80GB")
+OLD = tuple(int(x) for x in jax.__version__.split(".")[:2]) < (0, 11)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "width", "on", "expected"),
+    [
+        ("auto", "float32", 64, CPU, "xla"),
+        ("auto", "bfloat16", 128, V5E, "tpu"),
+        ("auto", "float32", 96, V5E, "tpu"),
+        ("auto", "float16", 128, V5E, "xla"),
+        ("auto", "bfloat16", 128, H200, "xla" if OLD else "hopper"),
+        ("auto", "float16", 80, H200, "xla" if OLD else "hopper"),
+        ("auto", "float32", 128, H200, "xla"),
+        ("auto", "bfloat16", 512, H200, "xla"),
+        ("auto", "bfloat16", 128, A100, "xla"),
+        ("reference", "bfloat16", 128, V5E, "xla"),
+        ("pallas", "bfloat16", 128, V5E, "tpu"),
+    ],
+)
+def test_the_kernel_is_chosen_where_there_is_one(kernel, dtype, width, on, expected):
+    assert chosen(kernel, dtype, width, on=on) == expected
+    words = {"xla": "xla, tiles in sequence" if on == CPU else "xla, rows at once"}.get(expected, f"pallas, {expected}")
+    assert attention_path(kernel, dtype, width, on=on) == words
+
+
+@pytest.mark.parametrize(
+    ("dtype", "on", "why"),
+    [
+        ("bfloat16", CPU, "none for cpu"),
+        ("bfloat16", A100, "Hopper GPUs .* found NVIDIA A100"),
+        ("float16", V5E, "bfloat16 or float32, found float16"),
+        ("float32", H200, "jax 0.11 or newer" if OLD else "bfloat16 or float16, found float32"),
+    ],
+)
+def test_a_kernel_that_is_asked_for_and_is_none_is_an_error_that_says_why(dtype, on, why):
+    with pytest.raises(ValueError, match=why):
+        chosen("pallas", dtype, 128, on=on)
+
+
+def test_an_unknown_wish_is_an_error():
+    with pytest.raises(ValueError, match="auto, reference, pallas, found 'fast'"):
+        chosen("fast", "float32", 64)
+    q, k, v, *_ = operands(0)
+    with pytest.raises(ValueError, match="none for cpu"):
+        attention(q, k, v, some_ranges("causal"), kernel="pallas")
+
+
+@pytest.fixture
+def on_a_tpu(monkeypatch):
+    as_on_a_tpu(monkeypatch)
+
+
+def both(ranges, q, k, v, d_out, d_lse, kernel):
+    def function(q, k, v):
+        found = pallas_kernels.attention(q, k, v, ranges, kernel=kernel)
+        return (found.out_BTNH, jnp.where(found.lse_BTN > -1e29, found.lse_BTN, 0.0)), found
+
+    (out, lse), pull, rest = jax.vjp(function, q, k, v, has_aux=True)
+    return out, lse, rest.peak_BTN, rest.mean_BTN, pull((d_out, d_lse))
+
+
+def test_attention_by_the_kernel_is_attention_by_xla(request):
+    given = (some_ranges("random", 1), *operands(0))
+    expected = jax.jit(functools.partial(both, kernel="reference"))(*given)
+    request.getfixturevalue("on_a_tpu")
+    found = jax.jit(functools.partial(both, kernel="auto"))(*given)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("path", ["tiles in sequence", "rows at once", "tpu"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(request, monkeypatch, path, poison):
+    q, k, v, d_out, d_lse = operands(7)
+    ranges = causal(2, 40, 50)  # six keys are left over
+    ranges = ranges._replace(end_BT=ranges.end_BT.at[:, 5].set(0))
+    if path == "tpu":
+        request.getfixturevalue("on_a_tpu")
+    if path == "rows at once":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, cpu, default: default(*xs))
+    expected = both(ranges, q, k, v, d_out, d_lse, "auto")
+    bad = [x.at[:, 50:].set(poison) for x in (k, v)]
+    found = both(ranges, q.at[:, 5].set(poison), *bad, d_out, d_lse, "auto")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_mesh_says_what_a_program_is_for():
+    assert target() == CPU
+    device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        assert target() == Target("tpu", "TPU v6 lite")
+        assert attention_path("auto", "bfloat16", 64) == "pallas, tpu"
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
+        assert target() == CPU
