@@ -3,7 +3,8 @@
 
     scripts/bench_attention.py [--out docs/bench/attention.json]
 
-The rounds go through all computations in turn, so that a busy machine slows them all; a figure is the least of the rounds.
+The rounds go through all computations in turn, so that a busy machine slows them all; a figure is the least of the rounds. On a
+GPU the kernels are measured beside cuDNN and PyTorch instead (`bench_attention_gpu.py`).
 """
 
 from __future__ import annotations
@@ -58,6 +59,14 @@ def main() -> None:
     parser.add_argument("--out", default="docs/bench/attention.json", help="where the JSON goes")
     parser.add_argument("--rounds", type=int, default=15, help="rounds through all computations")
     args = parser.parse_args()
+    if jax.default_backend() == "gpu":
+        import bench_attention_gpu
+
+        result = bench_attention_gpu.measure()
+        print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}", *bench_attention_gpu.table(result), sep="\n")
+        body = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, **result}
+        Path(args.out).write_text(json.dumps(body, indent=1) + "\n")
+        return
     rows = [row for shape in SHAPES for row in measure(shape, args.rounds)]
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, float32; ms, and times as fast as the plain form\n")
     print(f"{'batch, length, heads, width':<28}{'computation':<30}{'forward':>16}{'and backward':>16}")
