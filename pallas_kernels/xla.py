@@ -2,7 +2,8 @@
 
 The backward pass recomputes the weights from the log-sum-exp of each row (Dao et al. 2022, algorithm 4), so that neither
 direction keeps a matrix of T x S for it. On a CPU the rows of a batch come one after the other, each in tiles of queries and
-keys whose scores fit the cache, and a tile in which no query sees a key is left out; elsewhere all is done at once.
+keys whose scores fit the cache, and a tile in which no query sees a key is left out; elsewhere all rows go at once, with some
+of their queries at a time, so that no matrix of T x S exists.
 
 Axes: B batch, T query, S key, N query head, K key/value head, G query heads per key/value head, H head width, R = G * T.
 """
@@ -21,6 +22,7 @@ from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import MASKED, matmul_precision
 
 TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
+QUERIES = 512  # of a tile elsewhere, by all keys
 
 
 def forward(
@@ -53,17 +55,21 @@ def tile_size(heads: int) -> int:
     return max(64, 1 << math.isqrt(max(1, TILE // heads)).bit_length() - 1)
 
 
+def queries_at_once(length: int) -> int:
+    """Queries of a tile elsewhere than on a CPU: all of them up to twice `QUERIES`."""
+    return length if length <= 2 * QUERIES else QUERIES
+
+
 def _over_rows(row: Callable, *arrays: jax.Array) -> Any:
-    """`row` on every element of the leading axis B: in sequence and in tiles on a CPU, whole and vectorised elsewhere."""
+    """`row` on every element of the leading axis B: in sequence on a CPU, vectorised elsewhere."""
     (T, N), S = arrays[0].shape[1:3], arrays[1].shape[1]
     size = tile_size(N)
 
     def in_tiles(*xs: jax.Array) -> Any:
         return jax.lax.map(lambda x: row(*x, queries=min(size, T), keys=min(size, S)), xs)
 
-    return jax.lax.platform_dependent(
-        *arrays, cpu=in_tiles, default=lambda *xs: jax.vmap(functools.partial(row, queries=T, keys=S))(*xs)
-    )
+    at_once = jax.vmap(functools.partial(row, queries=queries_at_once(T), keys=S))
+    return jax.lax.platform_dependent(*arrays, cpu=in_tiles, default=lambda *xs: at_once(*xs))
 
 
 # ---- one row of the batch; heads come before positions, and the queries of a group are read as one matrix --------------

@@ -102,6 +102,7 @@ class _Page:
         sizes = ", ".join(f"{axis} {mesh[axis]}" for axis in ("data", "fsdp", "tensor", "context"))
         self.screen.show(f"{name}: {mesh['devices']} x {found['hardware']['words']}, {precision}")
         self.screen.show(f"mesh {sizes}; rules {mesh['rules']}")
+        self.screen.show(f"attention: {found['hardware']['attention']}")
         if assumed:
             self.screen.show(f"assumed: {assumed}")
 

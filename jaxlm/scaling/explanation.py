@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from jaxlm.config.schema import ModelConfig, RunConfig
+from jaxlm.model import POLICIES
 from jaxlm.parallel import MESH_AXES
 from jaxlm.scaling.accounting import Flops, flops_per_token, mean_keys, non_embedding, parameters
 from jaxlm.scaling.bounds import bounds, ridge
@@ -13,6 +14,7 @@ from jaxlm.scaling.collectives import collectives, table
 from jaxlm.scaling.estimate import CHINCHILLA, estimate
 from jaxlm.scaling.hardware import Hardware
 from jaxlm.scaling.memory import memory
+from pallas_kernels.dispatch import Target, attention_path
 
 
 def explanation(cfg: RunConfig, hardware: Hardware, *, mfu: float = 0.4) -> dict[str, Any]:
@@ -21,13 +23,15 @@ def explanation(cfg: RunConfig, hardware: Hardware, *, mfu: float = 0.4) -> dict
     Bytes, FLOPs, seconds, tokens. Touches no device. Raises InputError for an MFU that is no share of 1.
     """
     flops = flops_per_token(cfg.model, cfg.train.remat)
-    used = memory(cfg, cpu=hardware.name == "cpu")
+    on = Target(hardware.platform, hardware.words)
+    attention = attention_path(cfg.model.attention, POLICIES[cfg.train.precision].compute, cfg.model.head_width, on=on)
+    used = memory(cfg, cpu=hardware.platform == "cpu", kernel=attention.startswith("pallas"))
     counts = parameters(cfg.model)
     time = dataclasses.asdict(estimate(cfg, hardware, mfu=mfu))
     travels = table(collectives(cfg), cfg.mesh, hardware)
     return {
         "mesh": {axis: getattr(cfg.mesh, axis) for axis in MESH_AXES} | {"rules": cfg.mesh.rules, "devices": cfg.mesh.size},
-        "hardware": dataclasses.asdict(hardware) | {"ridge": ridge(hardware, cfg.train.precision)},
+        "hardware": dataclasses.asdict(hardware) | {"ridge": ridge(hardware, cfg.train.precision), "attention": attention},
         "parameters": {**counts, "total": sum(counts.values()), "non_embedding": non_embedding(cfg.model)},
         "flops_per_token": _flops(flops) | {"formulas": formulas(cfg.model, flops)},
         "memory": {

@@ -47,6 +47,11 @@ class Hardware:
     axes: int
     egress: float
 
+    @property
+    def platform(self) -> str:
+        """As jax names it."""
+        return "cpu" if self.name == "cpu" else "tpu" if self.words.startswith("TPU") else "gpu"
+
     def flops(self, precision: str) -> float:
         """Peak FLOP/s of matrix products for a name of `TrainConfig.precision`; float16 is as fast as bfloat16."""
         return self.fp32_flops if precision == "float32" else self.bf16_flops

@@ -7,8 +7,9 @@ of positions, what the update needs beside the state.
 
 XLA on a CPU differs in two ways that are modelled apart, so that the tests can compare: it widens weights and logits of
 bfloat16 or float16 to float32 before it multiplies (jax 0.10's also whole stacks of bfloat16 activations, of all layers at
-once); and attention goes tile by tile there, where accelerators without a fused kernel make the scores of all rows of a layer
-at once. It also merges what unrolled layers compute twice, so that a policy saves nothing there; that is not modelled.
+once); and attention goes tile by tile there, where accelerators without a kernel make the scores of so many queries of all rows
+at once, and a kernel none. It also merges what unrolled layers compute twice, so that a policy saves nothing there; that is not
+modelled.
 
 Axes: B batch, T position, D model, F hidden, N query head, V vocabulary (padded), L layer.
 """
@@ -28,7 +29,7 @@ from jaxlm.model.spec import ParamSpec, named_leaves
 from jaxlm.parallel import AxisRules, rules_of
 from jaxlm.scaling.collectives import WIDTH, positions_of
 from jaxlm.scaling.residuals import kept_of
-from pallas_kernels.xla import tile_size
+from pallas_kernels.xla import queries_at_once, tile_size
 
 LABEL_BYTES = 4 * 4 + 1  # of a position in a batch: tokens, labels, segments, positions; the loss mask
 SCORES = 4  # matrices of float32 scores that exist at once in the backward pass of attention
@@ -55,9 +56,12 @@ class Memory:
         return sum(self.resident.values()) + sum(self.phases[self.phase].values())
 
 
-def memory(cfg: RunConfig, *, cpu: bool = False) -> Memory:
-    """The memory of one step of `cfg`, on one device of its mesh. cpu: as XLA allocates on a CPU. Touches no device."""
-    step = _Step(cfg, rules_of(cfg.mesh, cfg.model.kv_heads), cpu)
+def memory(cfg: RunConfig, *, cpu: bool = False, kernel: bool = False) -> Memory:
+    """The memory of one step of `cfg`, on one device of its mesh. Touches no device.
+
+    cpu: as XLA allocates on a CPU. kernel: whether attention is a kernel's.
+    """
+    step = _Step(cfg, rules_of(cfg.mesh, cfg.model.kv_heads), cpu, kernel)
     total, kept, layers = sum(step.stored.values()), kept_of(cfg), cfg.model.n_layers
     activations = layers * kept.activations * (1 + kept.narrow if step.widens_activations else 1.0)
     host = activations if cfg.train.remat == "offload" and not cpu else 0.0
@@ -113,6 +117,7 @@ class _Step:
     cfg: RunConfig
     rules: AxisRules
     cpu: bool
+    kernel: bool
 
     @cached_property
     def width(self) -> int:
@@ -210,10 +215,12 @@ def _working(step: _Step) -> float:
 
 
 def _scores(step: _Step) -> float:
-    """Bytes of the scores of attention that exist at once: of one tile on a CPU, of all rows of a device elsewhere."""
+    """Bytes of the scores of attention that exist at once: of one tile on a CPU, of some queries of all rows elsewhere."""
+    if step.kernel:
+        return 0.0
     heads = step.cfg.model.n_heads / step.size(step.rules.a_N)
     length = step.cfg.model.context_length / step.size(step.rules.a_T)
     if step.cpu:
         length = min(length, tile_size(int(heads)))
         return SCORES * 4 * heads * length * length
-    return SCORES * 4 * step.positions * heads * length
+    return SCORES * 4 * step.positions * heads * queries_at_once(int(length))

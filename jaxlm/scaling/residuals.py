@@ -42,9 +42,9 @@ class Kept:
 def kept_of(cfg: RunConfig, remat: str = "") -> Kept:
     """What a micro-batch of `cfg` keeps under its mesh, its rules and a policy of `jaxlm.model.remat` (by default its own).
 
-    Two layers, unrolled, less one. Touches no device: everything is shapes.
+    Two layers, unrolled, less one. Touches no device: everything is shapes. Kernels of attention keep what XLA's own keeps.
     """
-    models = (dataclasses.replace(cfg.model, n_layers=n, scan_layers=False) for n in (1, 2))
+    models = (dataclasses.replace(cfg.model, n_layers=n, scan_layers=False, attention="reference") for n in (1, 2))
     one, two = (_kept(model, cfg.train, cfg.mesh, remat or cfg.train.remat) for model in models)
     layer = {name: two[name] - one[name] for name in one}
     wide = layer["activations"]
