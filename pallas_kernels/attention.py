@@ -17,6 +17,7 @@ from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import Attended
 
 HOPPER_WIDTHS = (64, 128, 256)  # of a head; others are filled up with zeros
+PAGE = 128  # keys that the kernel for one query reads at a time, where a cache is whole pages
 
 
 def attention(
@@ -105,9 +106,29 @@ def _on(way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: Key
     return jax.lax.platform_dependent(q, k, v, ranges, *rest, **branches)
 
 
+def _of_one_query(
+    decode: Any, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, scale: float, softcap: float
+) -> tuple[jax.Array, ...]:
+    """`forward` of one query a row, by the kernel for that: the keys of a row are its pages, in order.
+
+    The largest and the mean score are XLA's, which makes them where they are read; nothing reads them while a model generates.
+    """
+    (B, S), pages = k.shape[:2], k.shape[1] // PAGE
+    blocks = jnp.arange(B * pages, dtype=jnp.int32).reshape(B, pages)
+    of_pages = (x.reshape(B * pages, PAGE, *x.shape[2:]) for x in (k, v))
+    out, lse = decode(q[:, 0], *of_pages, blocks, *(jnp.clip(x[:, 0], 0, S) for x in ranges), scale=scale, softcap=softcap)
+    return out[:, None], lse[:, None], *xla.forward(q, k, v, ranges, scale=scale, softcap=softcap)[2:]
+
+
+def _is_one_query(way: str, q: jax.Array, k: jax.Array) -> bool:
+    return way == "forward" and q.shape[1] == 1 and k.shape[1] % PAGE == 0
+
+
 def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
     from pallas_kernels import tpu
 
+    if _is_one_query(way, q, k):
+        return _of_one_query(tpu.decode, q, k, v, ranges, **options)
     q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
     return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tpu.default_tiling(q.shape[-1]), **options)
 
@@ -115,6 +136,8 @@ def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRange
 def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
     from pallas_kernels import hopper
 
+    if _is_one_query(way, q, k) and q.shape[-1] in HOPPER_WIDTHS:
+        return _of_one_query(hopper.decode, q, k, v, ranges, **options)
     q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
     width = q.shape[-1]
     filled = next(size for size in HOPPER_WIDTHS if width <= size)

@@ -112,7 +112,7 @@ def require_near(found, exact, plain, *, softcap):
 def as_on_a_tpu(monkeypatch):
     """`attention` chooses the kernel for TPUs, which is interpreted here, in tiles of 16."""
     monkeypatch.setattr(sys.modules["pallas_kernels.attention"], "chosen", lambda *args, **options: "tpu")
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, tpu, default: tpu(*xs))
-    for way in ("forward", "backward"):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, tpu=None, cpu=None: (tpu or cpu or default)(*xs))
+    for way in ("forward", "backward", "decode"):
         monkeypatch.setattr(tpu, way, functools.partial(getattr(tpu, way), interpret=True))
     monkeypatch.setattr(tpu, "default_tiling", lambda width: tpu.Tiling(16, 16, 16, 16))

@@ -83,6 +83,17 @@ def test_attention_by_the_kernel_is_attention_by_xla(request):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
 
 
+def test_one_query_over_a_cache_goes_by_the_kernel_for_that(request):
+    q, k, v, *_ = operands(2, T=1, S=256)
+    ranges = some_ranges("causal", T=1, S=256)._replace(end_BT=jnp.asarray([[200], [0]], jnp.int32))
+    expected = attention(q, k, v, ranges, kernel="reference")
+    request.getfixturevalue("on_a_tpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pallas_kernels.tpu, "forward", None)  # not called
+        found = attention(q, k.at[:, 200:].set(jnp.nan), v.at[:, 200:].set(jnp.nan), ranges)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize("path", ["tiles in sequence", "rows at once", "tpu"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(request, monkeypatch, path, poison):
