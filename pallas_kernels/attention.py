@@ -41,7 +41,22 @@ def attention(
     if N % K:
         raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
     by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    if by == "cudnn":
+        return _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
     out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by)
+    return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
+
+
+def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, softcap: float) -> Attended:
+    """Output and its gradients by cuDNN. The rest is XLA's, made where it is read: cuDNN rounds the log-sum-exp to 16 bits."""
+    if softcap:
+        raise ValueError(f"attention: expected no softcap, which cuDNN has not, found {softcap}; take auto or reference")
+    _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla")
+    q, k, v, _ = _only_what_is_seen(q, k, v, ranges, ())
+    mask_BTS = ranges.mask(k.shape[1])
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
+    some_BT = jnp.any(mask_BTS, axis=-1)
+    out = jnp.where(some_BT[:, :, None, None], out, jnp.zeros_like(out))  # cuDNN's is the mean of all values there
     return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Kernel = Literal["auto", "reference", "pallas"]
-KERNELS: tuple[Kernel, ...] = ("auto", "reference", "pallas")
+Kernel = Literal["auto", "reference", "pallas", "cudnn"]
+KERNELS: tuple[Kernel, ...] = ("auto", "reference", "pallas", "cudnn")
 HOPPER = re.compile(r"\bG?H(?:20|100|200|800)\b")  # compute capability 9.0
 
 
@@ -49,20 +49,34 @@ def unfit(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
     return "" if width <= 256 else f"it takes heads of a width up to 256, found {width}"
 
 
+def unfit_for_cudnn(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
+    """Why cuDNN takes no such operands there; empty where it does."""
+    name = jnp.dtype(dtype).name
+    if on.platform != "gpu" or "NVIDIA" not in on.kind:
+        return f"cuDNN is for NVIDIA GPUs, found {on.kind}"
+    if name not in ("bfloat16", "float16"):
+        return f"cuDNN takes bfloat16 or float16, found {name}"
+    return "" if width % 8 == 0 and width <= 256 else f"cuDNN takes heads of a width that 8 divides, up to 256, found {width}"
+
+
 def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Target | None = None) -> str:
-    """ "hopper", "tpu" or "xla".
+    """Which it is: "hopper", "tpu", "xla" or "cudnn".
 
     kernel: "auto" is the kernel where there is one, "reference" is XLA's, "pallas" is the kernel or a ValueError that says why
-    there is none. It never falls back without a word: `attention_path` says what was chosen, and runs record it.
+    there is none, "cudnn" likewise: a baseline, with a mask of T x S, which is never chosen by itself. It never falls back without a word: `attention_path` says what was chosen, and runs record it.
     """
     if kernel not in KERNELS:
         raise ValueError(f"attention: expected one of {', '.join(KERNELS)}, found {kernel!r}")
     if kernel == "reference":
         return "xla"
     on = target() if on is None else on
-    why = unfit(on, dtype, width)
-    if why and kernel == "pallas":
-        raise ValueError(f"attention: expected operands and a device for a Pallas kernel, but {why}; take auto or reference")
+    why = unfit_for_cudnn(on, dtype, width) if kernel == "cudnn" else unfit(on, dtype, width)
+    if why and kernel != "auto":
+        raise ValueError(
+            f"attention: expected operands and a device for the {kernel} kernel, but {why}; take auto or reference"
+        )
+    if kernel == "cudnn":
+        return "cudnn"
     return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
 
 
@@ -70,6 +84,8 @@ def attention_path(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, o
     """What `chosen` says, in words for records: the order of sums differs."""
     on = target() if on is None else on
     name = chosen(kernel, dtype, width, on=on)
+    if name == "cudnn":
+        return "cudnn, a mask of T x S"
     if name != "xla":
         return f"pallas, {name}"
     return "xla, tiles in sequence" if on.platform == "cpu" else "xla, rows at once"

@@ -115,7 +115,7 @@ class ModelConfig(Section):
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple of this; padded logits are masked
     init_std: float = 0.02  # standard deviation of the initial weights
     scan_layers: bool = runtime(True)  # one compiled block for all layers
-    attention: Literal["auto", "reference", "pallas"] = runtime("auto")  # a kernel where there is one; XLA; a kernel
+    attention: Literal["auto", "reference", "pallas", "cudnn"] = runtime("auto")  # a kernel where there is one; or this one
 
     def _judge(self) -> None:
         self.require_at_least(0, "vocab_size", "n_kv_heads", "head_dim", "d_ff", "window")

@@ -1,6 +1,7 @@
 """Which computation is chosen for which device, operands and wish; that a kernel gives what XLA gives."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,13 @@ OLD = tuple(int(x) for x in jax.__version__.split(".")[:2]) < (0, 11)
         ("auto", "bfloat16", 128, A100, "xla"),
         ("reference", "bfloat16", 128, V5E, "xla"),
         ("pallas", "bfloat16", 128, V5E, "tpu"),
+        ("cudnn", "bfloat16", 128, A100, "cudnn"),
     ],
 )
 def test_the_kernel_is_chosen_where_there_is_one(kernel, dtype, width, on, expected):
     assert chosen(kernel, dtype, width, on=on) == expected
-    words = {"xla": "xla, tiles in sequence" if on == CPU else "xla, rows at once"}.get(expected, f"pallas, {expected}")
+    xla = "xla, tiles in sequence" if on == CPU else "xla, rows at once"
+    words = {"xla": xla, "cudnn": "cudnn, a mask of T x S"}.get(expected, f"pallas, {expected}")
     assert attention_path(kernel, dtype, width, on=on) == words
 
 
@@ -53,8 +56,31 @@ def test_a_kernel_that_is_asked_for_and_is_none_is_an_error_that_says_why(dtype,
         chosen("pallas", dtype, 128, on=on)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "on", "why"),
+    [("bfloat16", 64, V5E, "NVIDIA"), ("float32", 64, H200, "found float32"), ("bfloat16", 60, H200, "8 divides, .* found 60")],
+)
+def test_cudnn_is_refused_with_why(dtype, width, on, why):
+    with pytest.raises(ValueError, match=why):
+        chosen("cudnn", dtype, width, on=on)
+
+
+def test_by_cudnn_a_query_that_sees_nothing_gets_nothing_and_gradients_are_those_of_xla(monkeypatch):
+    """cuDNN is not here: XLA's computation of the same function of jax stands in for it, which has its mean of all values."""
+    q, k, v, d_out, d_lse = operands(3)
+    ranges = some_ranges("random", 9)
+    expected = both(ranges, q, k, v, d_out, d_lse, "reference")
+    monkeypatch.setattr(sys.modules["pallas_kernels.attention"], "chosen", lambda *args, **options: "cudnn")
+    real = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, implementation, **options: real(*args, **options))
+    found = both(ranges, q, k, v, d_out, d_lse, "cudnn")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
+    with pytest.raises(ValueError, match="no softcap, which cuDNN has not, found"):
+        attention(q, k, v, ranges, softcap=2.0)
+
+
 def test_an_unknown_wish_is_an_error():
-    with pytest.raises(ValueError, match="auto, reference, pallas, found 'fast'"):
+    with pytest.raises(ValueError, match="auto, reference, pallas, cudnn, found 'fast'"):
         chosen("fast", "float32", 64)
     q, k, v, *_ = operands(0)
     with pytest.raises(ValueError, match="none for cpu"):
