@@ -114,7 +114,7 @@ def _on(way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: Key
     scale = q.shape[-1] ** -0.5
     options = {"scale": scale, "softcap": softcap}
     plain = functools.partial(getattr(xla, way), **options)
-    if by == "xla":
+    if by in ("xla", "cudnn"):
         return plain(q, k, v, ranges, *rest)
     special = functools.partial({"tpu": _on_tpu, "hopper": _on_hopper}[by], way, **options)
     branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}

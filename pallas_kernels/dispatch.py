@@ -63,7 +63,8 @@ def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Targe
     """Which it is: "hopper", "tpu", "xla" or "cudnn".
 
     kernel: "auto" is the kernel where there is one, "reference" is XLA's, "pallas" is the kernel or a ValueError that says why
-    there is none, "cudnn" likewise: a baseline, with a mask of T x S, which is never chosen by itself. It never falls back without a word: `attention_path` says what was chosen, and runs record it.
+    there is none, "cudnn" likewise: a baseline, with a mask of T x S, which is never chosen by itself. It never falls back
+    without a word: `attention_path` says what was chosen, and runs record it.
     """
     if kernel not in KERNELS:
         raise ValueError(f"attention: expected one of {', '.join(KERNELS)}, found {kernel!r}")
@@ -72,9 +73,7 @@ def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Targe
     on = target() if on is None else on
     why = unfit_for_cudnn(on, dtype, width) if kernel == "cudnn" else unfit(on, dtype, width)
     if why and kernel != "auto":
-        raise ValueError(
-            f"attention: expected operands and a device for the {kernel} kernel, but {why}; take auto or reference"
-        )
+        raise ValueError(f"attention: expected operands and a device for {kernel}, but {why}; take auto or reference")
     if kernel == "cudnn":
         return "cudnn"
     return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
