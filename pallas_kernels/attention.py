@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from pallas_kernels import xla
 from pallas_kernels.dispatch import Kernel, chosen
+from pallas_kernels.hopper import HEAD_WIDTHS, default_tiling
 from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import Attended
 
-HOPPER_WIDTHS = (64, 128, 256)  # of a head; others are filled up with zeros
 PAGE = 128  # keys that the kernel for one query reads at a time, where a cache is whole pages
 
 
@@ -149,15 +149,18 @@ def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRange
 
 
 def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
-    from pallas_kernels import hopper
+    from pallas_kernels.hopper.backward import backward
+    from pallas_kernels.hopper.decode import decode
+    from pallas_kernels.hopper.forward import forward
 
-    if _is_one_query(way, q, k) and q.shape[-1] in HOPPER_WIDTHS:
-        return _of_one_query(hopper.decode, q, k, v, ranges, **options)
+    if _is_one_query(way, q, k) and q.shape[-1] in HEAD_WIDTHS:
+        return _of_one_query(decode, q, k, v, ranges, **options)
     q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
     width = q.shape[-1]
-    filled = next(size for size in HOPPER_WIDTHS if width <= size)
+    filled = next(size for size in HEAD_WIDTHS if width <= size)
     wide = [jnp.pad(x, [(0, 0)] * 3 + [(0, filled - width)]) if x.ndim == 4 else x for x in (q, k, v, *rest)]
-    found = getattr(hopper, way)(*wide[:3], *ranges, *wide[3:], tiling=hopper.default_tiling(filled, q.dtype), **options)
+    kernel: Any = forward if way == "forward" else backward
+    found = kernel(*wide[:3], *ranges, *wide[3:], tiling=default_tiling(filled, q.dtype), **options)
     return tuple(x[..., :width] if x.ndim == 4 else x for x in found)
 
 

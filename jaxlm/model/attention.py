@@ -18,6 +18,7 @@ from jaxlm.model.precision import Policy
 from jaxlm.parallel.ring import ring_attention
 from jaxlm.parallel.rules import AxisRules
 from pallas_kernels import Attended, KeyRanges, attention, attention_path, causal, decode, packed
+from pallas_kernels.dispatch import chosen
 
 
 @struct.dataclass
@@ -74,7 +75,10 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
         return ring_attention(q, k, v, ranges, axis=axis, **options)
 
     q, kv, rows = (rules.activation(dims) for dims in ("BTNH", "BSKH", "BT"))
-    mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=Attended(q, *[PartitionSpec(*q[:3])] * 3))
+    # In the kernels for Hopper what varies over a mesh meets what does not, in loops that cannot say so.
+    told = chosen(cfg.attention, q_BTNH.dtype, q_BTNH.shape[3]) != "hopper"
+    out = Attended(q, *[PartitionSpec(*q[:3])] * 3)
+    mapped = jax.shard_map(local, in_specs=(q, kv, kv, rows, rows), out_specs=out, check_vma=told)
     return mapped(q_BTNH, k_BSKH, v_BSKH, *mask.ranges)
 
 

@@ -18,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ranges import KeyRanges, key_tiles, query_tiles
-from pallas_kernels.tpu.tiling import Tiling, filled, fitted, made, product, scores_of, seen_by
+from pallas_kernels.results import made
+from pallas_kernels.tpu.tiling import Tiling, filled, fitted, product, scores_of, seen_by
 
 IN_ORDER = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
 

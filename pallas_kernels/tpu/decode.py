@@ -18,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.reference import MASKED
-from pallas_kernels.tpu.tiling import LANES, filled, made, product
+from pallas_kernels.results import made
+from pallas_kernels.tpu.tiling import LANES, filled, product
 
 ROWS = 16  # of a tile of 16-bit numbers
 
@@ -97,7 +98,7 @@ def _kernel(
 
     @pl.when((m * S < end[b]) & ((m + 1) * S > start[b]) & (start[b] < end[b]))
     def attend() -> None:
-        def seen(shape: tuple[int, int], axis: int) -> jax.Array:
+        def seen(shape: tuple[int, ...], axis: int) -> jax.Array:
             s = m * S + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
             return (s >= start[b]) & (s < end[b])
 

@@ -18,7 +18,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ranges import KeyRanges, key_tiles
 from pallas_kernels.reference import MASKED
-from pallas_kernels.tpu.tiling import Tiling, filled, fitted, made, masked, product, scores_of, seen_by
+from pallas_kernels.results import made
+from pallas_kernels.tpu.tiling import Tiling, filled, fitted, masked, product, scores_of, seen_by
 
 STATISTICS = 8  # rows of the block in which log-sum-exp, largest score and mean score of every query leave
 

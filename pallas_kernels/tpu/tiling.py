@@ -42,11 +42,6 @@ def filled(x: jax.Array, axis: int, tile: int) -> jax.Array:
     return jnp.pad(x, [(0, missing if a == axis % x.ndim else 0) for a in range(x.ndim)]) if missing else x
 
 
-def made(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: jax.Array) -> jax.ShapeDtypeStruct:
-    """What a kernel returns; inside `jax.shard_map` it varies over the mesh as `like` does."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
-
-
 def product(a: jax.Array, b: jax.Array, contracted: tuple[int, int]) -> jax.Array:
     """Matrix product over one axis of each, summed and returned in float32."""
     return jax.lax.dot_general(

@@ -1,0 +1,76 @@
+"""Every configuration of the Hopper kernels lowers to Mosaic GPU for an H200, which none of it needs: shared memory suffices,
+operands have layouts that products take."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+if jax.__version_info__ < (0, 11):
+    pytest.skip("Mosaic GPU kernels need jax 0.11", allow_module_level=True)
+
+from pallas_kernels.hopper import HEAD_WIDTHS, default_tiling
+from pallas_kernels.hopper.backward import backward
+from pallas_kernels.hopper.decode import decode
+from pallas_kernels.hopper.forward import forward
+
+B, T, S, N, K, P, M = 2, 300, 401, 6, 2, 9, 4
+
+ALL = list(itertools.product(HEAD_WIDTHS, (jnp.bfloat16, jnp.float16), (0.0, 20.0)))
+SOME = [(64, jnp.float16, 20.0), (128, jnp.bfloat16, 0.0), (256, jnp.bfloat16, 20.0)]
+CONFIGURATIONS = [case if case in SOME else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
+
+
+def lowered(function, *arguments):
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def shapes(H, dtype):
+    floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    return functools.partial(jax.ShapeDtypeStruct, dtype=dtype), floats, integers
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
+def test_forward_lowers(H, dtype, softcap, statistics):
+    x, _, i = shapes(H, dtype)
+    options = {"scale": H**-0.5, "softcap": softcap, "tiling": default_tiling(H, dtype), "statistics": statistics}
+    arguments = x((B, T, N, H)), x((B, S, K, H)), x((B, S, K, H)), i((B, T)), i((B, T))
+    assert lowered(functools.partial(forward, **options), *arguments).count("mosaic_gpu") >= 1
+
+
+@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
+def test_backward_lowers(H, dtype, softcap):
+    x, f, i = shapes(H, dtype)
+    options = {"scale": H**-0.5, "softcap": softcap, "tiling": default_tiling(H, dtype)}
+    arguments = (
+        x((B, T, N, H)),
+        x((B, S, K, H)),
+        x((B, S, K, H)),
+        i((B, T)),
+        i((B, T)),
+        f((B, T, N)),
+        f((B, T, N)),
+        x((B, T, N, H)),
+    )
+    assert lowered(functools.partial(backward, **options), *arguments).count("mosaic_gpu") >= 2
+
+
+@pytest.mark.parametrize("page", [16, 64, 256])
+@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
+def test_decode_lowers(H, dtype, softcap, page):
+    x, _, i = shapes(H, dtype)
+    arguments = x((B, N, H)), x((P, page, K, H)), x((P, page, K, H)), i((B, M)), i((B,)), i((B,))
+    assert "mosaic_gpu" in lowered(functools.partial(decode, scale=H**-0.5, softcap=softcap), *arguments)
+
+
+def test_other_widths_and_dtypes_are_refused():
+    with pytest.raises(ValueError, match="pad the heads"):
+        default_tiling(96, jnp.bfloat16)
+    with pytest.raises(ValueError, match="found float32"):
+        default_tiling(64, jnp.float32)
