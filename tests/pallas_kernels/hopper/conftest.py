@@ -16,12 +16,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import KeyRanges, attention_reference, causal, packed
+from tests.pallas_kernels.operands import exact_gradients
 
 LIMIT = 120  # seconds; the slowest takes a tenth
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "aot: needs the CUDA plugin of jax, which compiles for a card that is not there")
 
 
 @pytest.fixture(autouse=True)
@@ -101,26 +98,7 @@ def masks():
 
 
 def _gradients_float64(x, ranges, softcap=0.0):
-    q, k, v, d_out, d_lse = (np.asarray(a, np.float64) for a in x)
-    B, _, N, H = q.shape
-    S, K = k.shape[1:3]
-    k, v = (np.repeat(a, N // K, axis=2) for a in (k, v))
-    raw = np.einsum("BTNH,BSNH->BNTS", q, k) / np.sqrt(H)
-    logits = softcap * np.tanh(raw / softcap) if softcap else raw
-    start, end = (np.asarray(a)[:, None, :, None] for a in ranges)
-    seen = (np.arange(S) >= start) & (np.arange(S) < end)
-    logits = np.where(seen, logits, -1e30)
-    weights = np.where(seen, np.exp(logits - logits.max(-1, keepdims=True)), 0)
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / np.where(total == 0, 1, total)
-    d_weights = np.einsum("BTNH,BSNH->BNTS", d_out, v)
-    mean = (weights * d_weights).sum(-1, keepdims=True) - np.moveaxis(d_lse, 2, 1)[..., None]
-    d_logits = weights * (d_weights - mean)
-    d_raw = d_logits * (1 - np.square(logits / softcap)) if softcap else d_logits
-    d_raw = d_raw / np.sqrt(H)
-    d_k, d_v = np.einsum("BNTS,BTNH->BSNH", d_raw, q), np.einsum("BNTS,BTNH->BSNH", weights, d_out)
-    of_groups = (a.reshape(B, S, K, N // K, H).sum(3) for a in (d_k, d_v))
-    return np.einsum("BNTS,BSNH->BTNH", d_raw, k), *of_groups
+    return exact_gradients(x.q, x.k, x.v, ranges, x.d_out, x.d_lse, softcap)
 
 
 @pytest.fixture(scope="session")
