@@ -22,10 +22,13 @@ def inputs(N, K, dtype=jnp.float32, seed=0):
     return q, k, v, KeyRanges(jnp.asarray(start, jnp.int32), jnp.asarray(end, jnp.int32))
 
 
-@pytest.fixture(params=["rows in sequence", "rows at once"])
+@pytest.fixture(params=["rows in sequence", "rows at once", "rows at once, some queries of each"])
 def mapping(request, monkeypatch):
-    """Both branches of the choice by platform, on this one."""
-    if request.param == "rows at once":
+    """All branches of the choice by platform and length, on this one."""
+    if "some" in request.param:
+        monkeypatch.setattr(xla, "QUERIES", 3)
+        assert xla.queries_at_once(T) == 3
+    if "at once" in request.param:
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, cpu, default: default(*xs))
 
 
