@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import jaxlm
 import pallas_kernels
 from jaxlm.contract import write_atomic
@@ -118,9 +120,18 @@ def _prepare(folder: Path, seed: int) -> None:
     Ground(folder, seed).prepare()
 
 
+def _make_room() -> None:
+    """Drop compiled programs before they have taken all memory maps: after some 230 trials a Linux process has no more of its
+    65,530, and the compiler ends it."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
+
+
 def _try(folder: Path, name: str, seed: int) -> Trial:
     from jaxlm.faults.catalogue import CATALOGUE
 
+    _make_room()
     with remembered():
         found = trial(CATALOGUE[name], Ground(folder, seed), folder)
     write_atomic(_file(folder, name, seed), json.dumps(found.as_json(), allow_nan=False).encode())
@@ -131,6 +142,7 @@ def _clean(folder: Path, kind: str, seed: int) -> Clean:
     file = folder / f"clean-{kind.replace(' ', '-')}-{seed}.json"
     if file.is_file():
         return Clean(**json.loads(file.read_text()))
+    _make_room()
     with remembered():
         found = clean_run(kind, seed, folder)
     write_atomic(file, json.dumps(asdict(found)).encode())
