@@ -29,6 +29,7 @@ from jaxlm.faults.ground import Ground
 from jaxlm.faults.remembered import remembered
 from jaxlm.faults.trial import Seen, Trial, trial
 
+MAPS = 30_000  # of the 65,530 memory maps that Linux gives a process
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=1"
 Progress = Callable[[str], None]
 
@@ -121,10 +122,10 @@ def _prepare(folder: Path, seed: int) -> None:
 
 
 def _make_room() -> None:
-    """Drop compiled programs before they have taken all memory maps: after some 230 trials a Linux process has no more of its
-    65,530, and the compiler ends it."""
+    """Drop compiled programs before they have taken all memory maps: after some 230 trials Linux gives a process no more, and
+    the compiler ends it."""
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPS:
         jax.clear_caches()
 
 

@@ -60,7 +60,9 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, 
     Under a mesh every device attends for its own rows and heads. Where the sequence is cut over a mesh axis, keys and values
     go round the devices of that axis (`jaxlm.parallel.ring`); nothing else travels.
     """
-    options: dict[str, Any] = {"softcap": cfg.attention_softcap, "kernel": cfg.attention}
+    options: dict[str, Any] = {"softcap": cfg.attention_softcap}
+    if cfg.attention != "auto":
+        options["kernel"] = cfg.attention
     if jax.sharding.get_abstract_mesh().empty:
         return attention(q_BTNH, k_BSKH, v_BSKH, mask.ranges, **options)
     (*_, heads, _), (*_, kv_heads, _) = rules.activation("BTNH"), rules.activation("BSKH")
