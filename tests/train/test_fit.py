@@ -175,7 +175,7 @@ def test_a_restored_state_that_is_changed_before_the_first_step_is_refused(where
 
 def test_another_environment_is_said_field_by_field(halted, config, monkeypatch):
     session = importlib.import_module("jaxlm.train.session")
-    real = session.environment
+    real = session.environment_of
     monkeypatch.setattr(session, "environment", lambda **k: {**real(**k), "jax": "0.0.1"})
     said = []
     fit(config, out=halted, say=said.append)
@@ -298,8 +298,8 @@ def test_the_step_of_an_opened_run_stays_when_a_newer_checkpoint_comes(finished,
 
 def test_a_gpu_without_deterministic_sums_promises_no_equal_bits(halted, config, monkeypatch):
     session = importlib.import_module("jaxlm.train.session")
-    real = session.environment
-    monkeypatch.setattr(session, "environment", lambda **k: {**real(**k), "deterministic": False})
+    real = session.environment_of
+    monkeypatch.setattr(session, "environment_of", lambda *a, **k: {**real(*a, **k), "deterministic": False})
     said = []
     fit(config, out=halted, say=said.append)
     assert any("xla_gpu_deterministic_ops" in line for line in said)
