@@ -176,7 +176,7 @@ def test_a_restored_state_that_is_changed_before_the_first_step_is_refused(where
 def test_another_environment_is_said_field_by_field(halted, config, monkeypatch):
     session = importlib.import_module("jaxlm.train.session")
     real = session.environment_of
-    monkeypatch.setattr(session, "environment", lambda **k: {**real(**k), "jax": "0.0.1"})
+    monkeypatch.setattr(session, "environment_of", lambda *a, **k: {**real(*a, **k), "jax": "0.0.1"})
     said = []
     fit(config, out=halted, say=said.append)
     assert any("another environment" in line and "jax: saved" in line and "now 0.0.1" in line for line in said)

@@ -115,8 +115,8 @@ def test_rounding_explains_a_figure_where_equal_bits_are_not_promised_and_nowher
 
 
 def test_an_environment_that_is_another_one_is_told(finished, monkeypatch):
-    real = replaying.environment
-    monkeypatch.setattr(replaying, "environment", lambda **k: {**real(**k), "jax": "0.0.1", "deterministic": False})
+    real = replaying.environment_of
+    monkeypatch.setattr(replaying, "environment_of", lambda *a, **k: {**real(*a, **k), "jax": "0.0.1", "deterministic": False})
     unlike = recorded(Run.load(finished), 9).unlike
     assert any(line.startswith("jax: saved ") for line in unlike)
     assert "sums of this device come in any order" in unlike
