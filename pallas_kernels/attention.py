@@ -40,7 +40,7 @@ def attention(
     N, K = q_BTNH.shape[2], k_BSKH.shape[2]
     if N % K:
         raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
-    by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    by, ranges = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3]), ranges.within(k_BSKH.shape[1])
     if by == "cudnn":
         return _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
     out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by)
@@ -91,9 +91,13 @@ def attention_gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients by q, k and v, in their dtypes, from what `attention` returned and the gradients by both of its results.
 
-    out and lse may be those of more keys than are given here: then the gradients are the part of these keys.
+    out and lse may be those of more keys than are given here: then the gradients are the part of these keys. Raises ValueError
+    for cuDNN, which has none of parts.
     """
     by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    if by == "cudnn":
+        raise ValueError("attention: cuDNN has no gradients of parts; take auto or reference")
+    ranges = ranges.within(k_BSKH.shape[1])
     return _backward(softcap, by, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
@@ -114,7 +118,7 @@ def _on(way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: Key
     scale = q.shape[-1] ** -0.5
     options = {"scale": scale, "softcap": softcap}
     plain = functools.partial(getattr(xla, way), **options)
-    if by in ("xla", "cudnn"):
+    if by == "xla":
         return plain(q, k, v, ranges, *rest)
     special = functools.partial({"tpu": _on_tpu, "hopper": _on_hopper}[by], way, **options)
     branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}
@@ -128,10 +132,10 @@ def _of_one_query(
 
     The largest and the mean score are XLA's, which makes them where they are read; nothing reads them while a model generates.
     """
-    (B, S), pages = k.shape[:2], k.shape[1] // PAGE
+    B, pages = k.shape[0], k.shape[1] // PAGE
     blocks = jnp.arange(B * pages, dtype=jnp.int32).reshape(B, pages)
     of_pages = (x.reshape(B * pages, PAGE, *x.shape[2:]) for x in (k, v))
-    out, lse = decode(q[:, 0], *of_pages, blocks, *(jnp.clip(x[:, 0], 0, S) for x in ranges), scale=scale, softcap=softcap)
+    out, lse = decode(q[:, 0], *of_pages, blocks, *(x[:, 0] for x in ranges), scale=scale, softcap=softcap)
     return out[:, None], lse[:, None], *xla.forward(q, k, v, ranges, scale=scale, softcap=softcap)[2:]
 
 

@@ -29,8 +29,12 @@ class KeyRanges(NamedTuple):
         s = jnp.arange(keys, dtype=jnp.int32)[None, None, :]
         return (s >= self.start_BT[:, :, None]) & (s < self.end_BT[:, :, None])
 
+    def within(self, keys: int) -> KeyRanges:
+        """The same over the keys that there are, 0 .. keys: a range that holds none of them is empty."""
+        return KeyRanges(*(jnp.clip(bound, 0, keys).astype(jnp.int32) for bound in self))
+
     def hull(self, keys: int) -> jax.Array:
-        """[B, S]: whether a key lies between the first and the last that any query of its row sees."""
+        """[B, S]: whether a key lies between the first and the last that any query of its row sees, of ranges `within` them."""
         some = self.start_BT < self.end_BT
         first = jnp.min(jnp.where(some, self.start_BT, keys), axis=1, keepdims=True)
         end = jnp.max(jnp.where(some, self.end_BT, 0), axis=1, keepdims=True)
@@ -92,7 +96,7 @@ def _cut(ranges: KeyRanges, keys: int, size: int) -> tuple[jax.Array, jax.Array]
     """Starts and ends within 0 .. keys, as [B, I, size]; queries that fill up the last tile are like the last query."""
     rows = ranges.start_BT.shape[1]
     filled = -(-rows // size) * size - rows
-    bounds = (jnp.pad(jnp.clip(x, 0, keys), ((0, 0), (0, filled)), mode="edge") for x in ranges)
+    bounds = (jnp.pad(x, ((0, 0), (0, filled)), mode="edge") for x in ranges.within(keys))
     start, end = (x.reshape(x.shape[0], -1, size) for x in bounds)
     return start, end
 

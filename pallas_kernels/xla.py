@@ -28,7 +28,10 @@ QUERIES = 512  # of a tile elsewhere, by all keys
 def forward(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, ranges: KeyRanges, *, scale: float, softcap: float
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """out_BTNH in the dtype of the values, and lse, peak and mean, float32 [B, T, N]: see `Attended`."""
+    """out_BTNH in the dtype of the values, and lse, peak and mean, float32 [B, T, N]: see `Attended`.
+
+    ranges: `within` the keys.
+    """
     row = functools.partial(_forward_row, scale=scale, softcap=softcap)
     return _over_rows(row, q_BTNH, k_BSKH, v_BSKH, *ranges)
 
@@ -98,10 +101,9 @@ def _joined(x: jax.Array, heads: int, length: int) -> jax.Array:
     return jnp.moveaxis(x, 0, 2).reshape(heads, -1, *x.shape[4:])[:, :length]
 
 
-def _ranges_cut(start_T: jax.Array, end_T: jax.Array, size: int, S: int) -> tuple[jax.Array, jax.Array]:
-    """Ranges over real keys, [tiles, size]; those of queries that fill up a tile are empty."""
-    bounds = (jnp.clip(bound, 0, S)[None] for bound in (start_T, end_T))
-    start, end = (_cut(bound, 1, size)[:, 0] for bound in bounds)
+def _ranges_cut(start_T: jax.Array, end_T: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Ranges, [tiles, size]; those of queries that fill up a tile are empty."""
+    start, end = (_cut(bound[None], 1, size)[:, 0] for bound in (start_T, end_T))
     return start, end
 
 
@@ -157,9 +159,9 @@ def _forward_row(
     keys: int,
 ) -> tuple[jax.Array, ...]:
     q_NTH, k_KSH, v_KSH = _swap(q_TNH), _swap(k_SKH), _swap(v_SKH)
-    (N, T), (K, S) = q_NTH.shape[:2], k_KSH.shape[:2]
+    (N, T), K = q_NTH.shape[:2], k_KSH.shape[0]
     k, v = (_cut(_seen_by_some(x, start_T, end_T), K, keys) for x in (k_KSH, v_KSH))
-    starts, ends = _ranges_cut(start_T, end_T, queries, S)
+    starts, ends = _ranges_cut(start_T, end_T, queries)
 
     def over_queries(_: None, x: tuple) -> tuple[None, tuple]:
         q, start, end = x
@@ -208,7 +210,7 @@ def _backward_row(
     (N, T), (K, S) = q_NTH.shape[:2], k_KSH.shape[:2]
     k, v = (_cut(_seen_by_some(x, start_T, end_T), K, keys) for x in (k_KSH, v_KSH))
     turned_k = jnp.swapaxes(k, 2, 3)
-    starts, ends = _ranges_cut(start_T, end_T, queries, S)
+    starts, ends = _ranges_cut(start_T, end_T, queries)
 
     def over_queries(d_kv: tuple, x: tuple) -> tuple[tuple, jax.Array]:
         q, lse, delta, d_out, start, end = x

@@ -125,6 +125,8 @@ class ModelConfig(Section):
         self.require(0.0 <= self.dropout < 1.0, "dropout", "a share >= 0 and < 1")
         self.require(self.init_std > 0 and math.isfinite(self.init_std), "init_std", "a number > 0")
         self.require(self.rope_theta > 1 and math.isfinite(self.rope_theta), "rope_theta", "a number > 1")
+        without = self.attention != "cudnn" or not self.attention_softcap
+        self.require(without, "attention_softcap", "0 with --model.attention cudnn, which has none")
         if self.head_dim == 0:
             nearest = _nearest_divisor(self.d_model, self.n_heads)
             self.require(
@@ -340,6 +342,9 @@ class RunConfig(Section):
             )
         if self.model.context_length % self.mesh.context:
             wanted = f"a divisor of --model.context-length {self.model.context_length}"
+            raise ConfigError("mesh.context", wanted, self.mesh.context)
+        if self.model.attention == "cudnn" and self.mesh.context > 1:
+            wanted = "1 with --model.attention cudnn, which has no gradients of parts"
             raise ConfigError("mesh.context", wanted, self.mesh.context)
         left = self.train.steps - self.optim.schedule_from
         if left < 1:

@@ -14,11 +14,12 @@ from jax.sharding import PartitionSpec
 
 from jaxlm.axes import check_shape
 from jaxlm.config.schema import ModelConfig
+from jaxlm.contract import InputError
 from jaxlm.model.precision import Policy
 from jaxlm.parallel.ring import ring_attention
 from jaxlm.parallel.rules import AxisRules
 from pallas_kernels import Attended, KeyRanges, attention, attention_path, causal, decode, packed
-from pallas_kernels.dispatch import chosen
+from pallas_kernels.dispatch import Target, chosen
 
 
 @struct.dataclass
@@ -49,9 +50,15 @@ class Mask:
         return cls(jnp.minimum(slots_BT, capacity - 1), decode(slots_BT, window=window, capacity=capacity))
 
 
-def attention_used(cfg: ModelConfig, policy: Policy) -> str:
-    """Which computation of attention a program traced now is compiled with, in words: see `pallas_kernels.dispatch`."""
-    return attention_path(cfg.attention, policy.compute, cfg.head_width)
+def attention_used(cfg: ModelConfig, policy: Policy, *, on: Target | None = None) -> str:
+    """Which computation of attention a program for a device (by default for that of now) is compiled with, in words.
+
+    Raises InputError where a kernel is asked for that there is none of. See `pallas_kernels.dispatch`.
+    """
+    try:
+        return attention_path(cfg.attention, policy.compute, cfg.head_width, on=on)
+    except ValueError as error:
+        raise InputError(f"--model.attention {cfg.attention}: {error}") from None
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules) -> Attended:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from jaxlm.config.schema import ModelConfig, RunConfig
-from jaxlm.model import POLICIES
+from jaxlm.model import POLICIES, attention_used
 from jaxlm.parallel import MESH_AXES
 from jaxlm.scaling.accounting import Flops, flops_per_token, mean_keys, non_embedding, parameters
 from jaxlm.scaling.bounds import bounds, ridge
@@ -14,17 +14,18 @@ from jaxlm.scaling.collectives import collectives, table
 from jaxlm.scaling.estimate import CHINCHILLA, estimate
 from jaxlm.scaling.hardware import Hardware
 from jaxlm.scaling.memory import memory
-from pallas_kernels.dispatch import Target, attention_path
+from pallas_kernels.dispatch import Target
 
 
 def explanation(cfg: RunConfig, hardware: Hardware, *, mfu: float = 0.4) -> dict[str, Any]:
     """Parameters, FLOPs, memory, collectives, bounds and time of `cfg`, whose vocabulary is known, on such devices.
 
-    Bytes, FLOPs, seconds, tokens. Touches no device. Raises InputError for an MFU that is no share of 1.
+    Bytes, FLOPs, seconds, tokens. Touches no device. Raises InputError for an MFU that is no share of 1, and for a kernel
+    of attention that there is none of.
     """
     flops = flops_per_token(cfg.model, cfg.train.remat)
     on = Target(hardware.platform, hardware.words)
-    attention = attention_path(cfg.model.attention, POLICIES[cfg.train.precision].compute, cfg.model.head_width, on=on)
+    attention = attention_used(cfg.model, POLICIES[cfg.train.precision], on=on)
     used = memory(cfg, cpu=hardware.platform == "cpu", kernel=attention.startswith("pallas"))
     counts = parameters(cfg.model)
     time = dataclasses.asdict(estimate(cfg, hardware, mfu=mfu))

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxlm.config.load import config_fingerprint, describe
 from jaxlm.config.schema import RunConfig
 from jaxlm.contract import InputError
-from jaxlm.model import param_specs
+from jaxlm.model import attention_used, param_specs
 from jaxlm.model.spec import count_params, named_leaves
 from jaxlm.parallel import make_mesh, processes
 from jaxlm.parallel.lookout import Lookout
@@ -27,7 +27,7 @@ from jaxlm.train.declared import finish, going_on
 from jaxlm.train.loop import train
 from jaxlm.train.prepare import Parts, Say, claim, forget, prepare, resolve
 from jaxlm.train.session import Session
-from jaxlm.train.state import rules
+from jaxlm.train.state import policy, rules
 from jaxlm.train.stop import StopRequest
 from jaxlm.train.watchdog import Watchdog
 from jaxlm.watch.compilation_cache import keep_programs
@@ -67,6 +67,8 @@ def fit(
         processes.require_share(mesh)
         cfg = resolve(cfg, layout)
         rules(cfg).check(named_leaves(param_specs(cfg.model)), cfg.mesh)
+        with jax.set_mesh(mesh):
+            attention_used(cfg.model, policy(cfg))  # refused before anything is prepared
         with layout.locked() if processes.primary() else contextlib.nullcontext():
             new = not layout.resolved.is_file()
             if processes.primary():

@@ -15,6 +15,7 @@ from pallas_kernels.hopper import warpgroup
 from pallas_kernels.hopper.dkv import gradients_of_keys_and_values
 from pallas_kernels.hopper.dq import gradient_of_queries
 from pallas_kernels.hopper.tiling import Tiling
+from pallas_kernels.ranges import KeyRanges
 
 
 def backward(
@@ -38,7 +39,7 @@ def backward(
     dtype of the queries; the rest is as in `forward`.
     """
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-    ranges = warpgroup.clipped(start_BT, end_BT, S)
+    ranges = KeyRanges(start_BT, end_BT).within(S)
     q, k, v, d_out = (warpgroup.padded(x) for x in (q_BTNH, k_BSKH, v_BSKH, d_out_BTNH.astype(q_BTNH.dtype)))
     rows_BTN = lse_BTN * warpgroup.LOG2E, delta_BTN
     both = {"keys": S, "scale": scale, "softcap": softcap, "interpreted": warpgroup.interpreter(interpret)}

@@ -162,17 +162,8 @@ def gradients_of_keys_and_values(
         Ring.barriers(stages, copies=parts, warpgroups=WARPGROUPS),
         plgpu.Barrier(num_arrivals=WARPGROUPS),
     )
-    return plgpu.kernel(
+    return warpgroup.launched(
         kernel,
-        out_type=(made(k_BSKH.shape, dtype, q_BTNH),) * 2,
-        scratch_types=(tuple(smem), barriers),
-        grid=(count, B, K),
-        grid_names=("blocks", "batch", "heads"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpreted,
-    )(
         q_BTNH,
         k_BSKH,
         v_BSKH,
@@ -180,4 +171,9 @@ def gradients_of_keys_and_values(
         warpgroup.cut_ranges(ranges, queries, tiles),
         warpgroup.cut_rows(rows_BTN, queries, tiles),
         plan,
+        out_type=(made(k_BSKH.shape, dtype, q_BTNH),) * 2,
+        scratch_types=(tuple(smem), barriers),
+        grid=(count, B, K),
+        warpgroups=WARPGROUPS,
+        interpreted=interpreted,
     )

@@ -140,17 +140,8 @@ def gradient_of_queries(
         ring,
         plgpu.Barrier(num_arrivals=WARPGROUPS),
     )
-    return plgpu.kernel(
+    return warpgroup.launched(
         kernel,
-        out_type=made(q_BTNH.shape, dtype, q_BTNH),
-        scratch_types=(tuple(smem), barriers),
-        grid=(count, B, N),
-        grid_names=("blocks", "batch", "heads"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpreted,
-    )(
         q_BTNH,
         k_BSKH,
         v_BSKH,
@@ -158,4 +149,9 @@ def gradient_of_queries(
         warpgroup.cut_ranges(ranges, queries, tiles),
         warpgroup.cut_rows(rows_BTN, queries, tiles),
         plan,
+        out_type=made(q_BTNH.shape, dtype, q_BTNH),
+        scratch_types=(tuple(smem), barriers),
+        grid=(count, B, N),
+        warpgroups=WARPGROUPS,
+        interpreted=interpreted,
     )

@@ -19,7 +19,7 @@ from jax import lax
 from pallas_kernels.hopper import warpgroup
 from pallas_kernels.hopper.tiling import Tiling
 from pallas_kernels.hopper.warpgroup import Ring, over_columns
-from pallas_kernels.ranges import key_tiles
+from pallas_kernels.ranges import KeyRanges, key_tiles
 from pallas_kernels.reference import MASKED
 from pallas_kernels.results import made
 
@@ -50,7 +50,7 @@ def forward(
     size, keys, stages = tiling.forward.queries, tiling.forward.keys, tiling.forward.stages
     blocks = pl.cdiv(T, WARPGROUPS * size)
     kinds = 3 if statistics else 1
-    ranges = warpgroup.clipped(start_BT, end_BT, S)
+    ranges = KeyRanges(start_BT, end_BT).within(S)  # keys past the last are read as zeros and must not count
     plan = warpgroup.walks(key_tiles(ranges, S, queries_per_tile=size, keys_per_tile=keys), WARPGROUPS)
     q_BTNH, k_BSKH, v_BSKH = (warpgroup.padded(x) for x in (q_BTNH, k_BSKH, v_BSKH))
     dtype = q_BTNH.dtype
@@ -178,19 +178,21 @@ def forward(
     ring = Ring.barriers(stages, copies=1, warpgroups=WARPGROUPS)
     own = plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS)
     tiles = WARPGROUPS * blocks
-    out_BTNH, rows = plgpu.kernel(
+    out_BTNH, rows = warpgroup.launched(
         kernel,
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        warpgroup.cut_ranges(ranges, size, tiles),
+        plan,
         out_type=(
             made(q_BTNH.shape, dtype, q_BTNH),
             made((B, N, tiles, kinds, size), jnp.float32, q_BTNH),
         ),
         scratch_types=(tuple(smem), (own, ring, ring, plgpu.Barrier(num_arrivals=WARPGROUPS))),
         grid=(blocks, B, N),
-        grid_names=("blocks", "batch", "heads"),
-        num_threads=WARPGROUPS + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpreted,
-    )(q_BTNH, k_BSKH, v_BSKH, warpgroup.cut_ranges(ranges, size, tiles), plan)
+        warpgroups=WARPGROUPS,
+        interpreted=interpreted,
+    )
     rows_BTN = (jnp.transpose(rows[:, :, :, i], (0, 2, 3, 1)).reshape(B, -1, N)[:, :T] for i in range(kinds))
     return out_BTNH[:, :T], *rows_BTN

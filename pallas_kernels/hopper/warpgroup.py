@@ -31,6 +31,33 @@ def matrix(*shape: int, dtype: Any) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=(tiled, swizzled))
 
 
+def launched(
+    kernel: Callable[..., None],
+    *operands: jax.Array,
+    out_type: Any,
+    scratch_types: Any,
+    grid: tuple[int, int, int],
+    warpgroups: int,
+    interpreted: Any,
+) -> Any:
+    """What a kernel returns. grid: blocks of threads for a row and head, rows of the batch, heads.
+
+    A block has `warpgroups` that compute, and one that copies.
+    """
+    run = plgpu.kernel(
+        kernel,
+        out_type=out_type,
+        scratch_types=scratch_types,
+        grid=grid,
+        grid_names=("blocks", "batch", "heads"),
+        num_threads=warpgroups + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpreted,
+    )
+    return run(*operands)
+
+
 def interpreter(interpret: Any) -> Any:
     """Parameters of the interpreter where a kernel is to be interpreted, else None."""
     return plgpu.InterpretGPUParams() if interpret is True else interpret or None
@@ -135,11 +162,6 @@ def seen(start: jax.Array, end: jax.Array, first: jax.Array, shape: tuple[int, .
 
 
 # ---- the walk over tiles ---------------------------------------------------------------------------------------------
-
-
-def clipped(start_BT: jax.Array, end_BT: jax.Array, keys: int) -> KeyRanges:
-    """Ranges within the keys that there are: those past the last are read as zeros and must not count."""
-    return KeyRanges(*(jnp.clip(x, 0, keys).astype(jnp.int32) for x in (start_BT, end_BT)))
 
 
 def cut_ranges(ranges: KeyRanges, size: int, tiles: int) -> jax.Array:

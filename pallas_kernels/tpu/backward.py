@@ -48,7 +48,7 @@ def backward(
     q, d_out = (filled(jnp.swapaxes(x, 1, 2), 2, queries) for x in (q_BTNH, d_out_BTNH.astype(q_BTNH.dtype)))
     k, v = (filled(jnp.swapaxes(x, 1, 2), 2, keys) for x in (k_BSKH, v_BSKH))
     lse, delta = (filled(jnp.swapaxes(x, 1, 2)[:, :, None], 3, queries) for x in (lse_BTN, delta_BTN))
-    start, end = (filled(jnp.clip(x, 0, S)[:, None], 2, queries) for x in ranges)
+    start, end = (filled(x[:, None], 2, queries) for x in ranges.within(S))
     I, J = q.shape[2] // queries, k.shape[2] // keys
     sizes = {"queries_per_tile": queries, "keys_per_tile": keys}
     given = (q, k, v, start, end, lse, delta, d_out)

@@ -44,7 +44,7 @@ def forward(
     tiles = key_tiles(ranges, S, queries_per_tile=queries, keys_per_tile=keys)
     q = filled(jnp.swapaxes(q_BTNH, 1, 2), 2, queries)
     k, v = (filled(jnp.swapaxes(x, 1, 2), 2, keys) for x in (k_BSKH, v_BSKH))
-    start, end = (filled(jnp.clip(x, 0, S)[:, None], 2, queries) for x in ranges)
+    start, end = (filled(x[:, None], 2, queries) for x in ranges.within(S))
     I, J = q.shape[2] // queries, k.shape[2] // keys
 
     def of_queries(b: Any, n: Any, i: Any, j: Any, *tables: Any) -> tuple:

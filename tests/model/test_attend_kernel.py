@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.config.schema import MeshConfig, ModelConfig
-from jaxlm.model import Mask
+from jaxlm.config.schema import ConfigError, MeshConfig, ModelConfig, RunConfig
+from jaxlm.contract import InputError
+from jaxlm.model import Mask, Policy, attention_used
 from jaxlm.model.attention import attend
 from jaxlm.parallel import make_mesh, rules_of
 from pallas_kernels import KeyRanges, attention_reference, causal
@@ -63,3 +64,16 @@ def test_under_a_mesh_a_kernel_is_compiled_for_each_device(kind, platform, lower
     with jax.sharding.use_abstract_mesh(mesh):
         text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*operands, *ranges).lower(lowering_platforms=(lowered,)).as_text()
     assert all(text.count(call) >= calls.count(call) for call in calls)
+
+
+def test_a_kernel_that_there_is_none_of_is_refused_by_the_option_that_asks_for_it():
+    with pytest.raises(InputError, match=r"--model.attention pallas: .* none for cpu; take auto"):
+        attention_used(ModelConfig(attention="pallas"), Policy())
+    assert attention_used(ModelConfig(), Policy()) == "xla, tiles in sequence"
+
+
+def test_cudnn_is_refused_where_it_lacks_what_the_config_asks_for():
+    with pytest.raises(ConfigError, match=r"attention.softcap"):
+        ModelConfig(attention="cudnn", attention_softcap=3.0)
+    with pytest.raises(ConfigError, match=r"mesh.context"):
+        RunConfig(model=ModelConfig(attention="cudnn"), mesh=MeshConfig(context=2))

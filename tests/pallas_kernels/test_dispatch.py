@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import attention, attention_path, causal
+from pallas_kernels import attention, attention_gradients, attention_path, causal
 from pallas_kernels.dispatch import Target, chosen, target
 from tests.pallas_kernels.operands import as_on_a_tpu, operands, some_ranges
 
@@ -77,6 +77,8 @@ def test_by_cudnn_a_query_that_sees_nothing_gets_nothing_and_gradients_are_those
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
     with pytest.raises(ValueError, match="no softcap, which cuDNN has not, found"):
         attention(q, k, v, ranges, softcap=2.0)
+    with pytest.raises(ValueError, match="no gradients of parts"):
+        attention_gradients(q, k, v, ranges, d_out, d_lse, d_out, d_lse)
 
 
 def test_an_unknown_wish_is_an_error():
@@ -124,15 +126,17 @@ def test_one_query_over_a_cache_goes_by_the_kernel_for_that(request):
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(request, monkeypatch, path, poison):
     q, k, v, d_out, d_lse = operands(7)
-    ranges = causal(2, 40, 50)  # six keys are left over
-    ranges = ranges._replace(end_BT=ranges.end_BT.at[:, 5].set(0))
+    ranges = causal(2, 40, 50)._replace(start_BT=jnp.full((2, 40), 2, jnp.int32))  # two keys before, six after
+    # One that is reversed, and two that lie beside the keys: they see nothing, and stretch nothing.
+    ends = ranges.end_BT.at[:, 5].set(0).at[:, 6].set(-3).at[:, 7].set(99)
+    ranges = ranges._replace(start_BT=ranges.start_BT.at[:, 6].set(-9).at[:, 7].set(60), end_BT=ends)
     if path == "tpu":
         request.getfixturevalue("on_a_tpu")
     if path == "rows at once":
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, cpu, default: default(*xs))
     expected = both(ranges, q, k, v, d_out, d_lse, "auto")
-    bad = [x.at[:, 50:].set(poison) for x in (k, v)]
-    found = both(ranges, q.at[:, 5].set(poison), *bad, d_out, d_lse, "auto")
+    bad = [x.at[:, 50:].set(poison).at[:, :2].set(poison) for x in (k, v)]
+    found = both(ranges, q.at[:, 5:8].set(poison), *bad, d_out, d_lse, "auto")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 

@@ -84,6 +84,12 @@ def test_one_compiled_program_serves_every_mask():
     assert len(traces) == 1
 
 
+def test_a_range_beside_the_keys_is_empty_within_them_and_stretches_no_hull():
+    ranges = KeyRanges(jnp.asarray([[-9, 2, 60, 5]]), jnp.asarray([[-3, 4, 99, 4]])).within(8)
+    assert [np.asarray(bound)[0].tolist() for bound in ranges] == [[0, 2, 8, 5], [0, 4, 8, 4]]
+    assert np.flatnonzero(np.asarray(ranges.hull(8))[0]).tolist() == [2, 3]
+
+
 def random_ranges(seed, queries, keys):
     rng = np.random.default_rng(seed)
     kind = seed % 4
