@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import xla
-from pallas_kernels.dispatch import Kernel, chosen
-from pallas_kernels.hopper import HEAD_WIDTHS, default_tiling
+from pallas_kernels.dispatch import Kernel, chosen, target
+from pallas_kernels.hopper import HEAD_WIDTHS, tiling_for
 from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import Attended
 
@@ -149,7 +149,8 @@ def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRange
     if _is_one_query(way, q, k):
         return _of_one_query(tpu.decode, q, k, v, ranges, **options)
     q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
-    return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tpu.default_tiling(q.shape[-1]), **options)
+    tiling = tpu.tiling_for(q.shape[3], q.dtype, max(q.shape[1], k.shape[1]), device=target().kind)
+    return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tiling, **options)
 
 
 def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
@@ -164,7 +165,8 @@ def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRa
     filled = next(size for size in HEAD_WIDTHS if width <= size)
     wide = [jnp.pad(x, [(0, 0)] * 3 + [(0, filled - width)]) if x.ndim == 4 else x for x in (q, k, v, *rest)]
     kernel: Any = forward if way == "forward" else backward
-    found = kernel(*wide[:3], *ranges, *wide[3:], tiling=default_tiling(filled, q.dtype), **options)
+    tiling = tiling_for(filled, q.dtype, max(q.shape[1], k.shape[1]), device=target().kind)
+    found = kernel(*wide[:3], *ranges, *wide[3:], tiling=tiling, **options)
     return tuple(x[..., :width] if x.ndim == 4 else x for x in found)
 
 

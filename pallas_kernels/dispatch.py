@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import tuning
+
 Kernel = Literal["auto", "reference", "pallas", "cudnn"]
 KERNELS: tuple[Kernel, ...] = ("auto", "reference", "pallas", "cudnn")
 HOPPER = re.compile(r"\bG?H(?:20|100|200|800)\b")  # compute capability 9.0
@@ -80,11 +82,11 @@ def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Targe
 
 
 def attention_path(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Target | None = None) -> str:
-    """What `chosen` says, in words for records: the order of sums differs."""
+    """What `chosen` says, in words for records, with a digest of the table of tiles: the order of sums differs."""
     on = target() if on is None else on
     name = chosen(kernel, dtype, width, on=on)
     if name == "cudnn":
         return "cudnn, a mask of T x S"
     if name != "xla":
-        return f"pallas, {name}"
+        return f"pallas, {name}, tiles {tuning.digest(name)}"
     return "xla, tiles in sequence" if on.platform == "cpu" else "xla, rows at once"

@@ -3,6 +3,6 @@
 They need jax 0.11: import `forward`, `backward` and `decode` from the modules of these names, and only where one is to run.
 """
 
-from pallas_kernels.hopper.tiling import HEAD_WIDTHS, Blocks, Tiling, default_tiling
+from pallas_kernels.hopper.tiling import HEAD_WIDTHS, Blocks, Tiling, tiling_for
 
-__all__ = ["HEAD_WIDTHS", "Blocks", "Tiling", "default_tiling"]
+__all__ = ["HEAD_WIDTHS", "Blocks", "Tiling", "tiling_for"]

@@ -80,31 +80,28 @@ def gradients_of_keys_and_values(
                     step, shape = before + tile, (width, queries)
                     slot = q_ring.slot(step)
                     d_k, d_v = sums
-                    stage = [x.at[wg] for x in staged]
+                    stage = [[x.at[wg]] for x in staged] or [[], []]
                     q_ring.wait(step)
-
-                    scores = warpgroup.product(k, q_smem.at[slot], shape)
+                    d_out_ring.wait(step)
+                    scores, d_weights = warpgroup.products((k, q_smem.at[slot]), (v, d_out_smem.at[slot]), shape=shape)
                     lse = plgpu.load(rows_smem.at[slot, 0], layout=warpgroup.COLUMNS)
                     x, factor = warpgroup.in_base_2(scores, scale, softcap)
                     weights = jnp.exp2(x * factor - over_rows(lse, shape))
                     if masked:
                         start, end = (plgpu.load(ranges_smem.at[slot, i], layout=warpgroup.COLUMNS) for i in range(2))
                         weights = jnp.where(warpgroup.seen(start, end, first_key, shape, keys_axis=0), weights, 0.0)
-                    d_out_ring.wait(step)
-                    operand = warpgroup.operand(weights.astype(dtype), stage)
-                    if softcap:
-                        weights = weights * (1.0 - x * x)
-
-                    def products(d_v: Any, d_weights: Any) -> None:
-                        plgpu.wgmma(d_v, operand, d_out_smem.at[slot, half])
-                        warpgroup.add_product(d_weights, v, d_out_smem.at[slot])
-
-                    d_v, d_weights = warpgroup.summed(products, d_v, warpgroup.zeros(*shape), staged=stage)
-                    d_out_ring.give_back(step)
                     delta = plgpu.load(rows_smem.at[slot, 1], layout=warpgroup.COLUMNS)
                     d_scores = weights * (d_weights - over_rows(delta, shape))
-                    operand = warpgroup.operand(d_scores.astype(dtype), stage)
-                    [d_k] = warpgroup.summed(lambda ref: plgpu.wgmma(ref, operand, q_smem.at[slot, half]), d_k, staged=stage)
+                    if softcap:
+                        d_scores = d_scores * (1.0 - x * x)
+                    left = [warpgroup.operand(w.astype(dtype), s) for w, s in zip((d_scores, weights), stage, strict=True)]
+
+                    def add_both(d_k: Any, d_v: Any) -> None:
+                        plgpu.wgmma(d_k, left[0], q_smem.at[slot, half])
+                        plgpu.wgmma(d_v, left[1], d_out_smem.at[slot, half])
+
+                    d_k, d_v = warpgroup.summed(add_both, d_k, d_v, staged=staged)
+                    d_out_ring.give_back(step)
                     q_ring.give_back(step)
                     return d_k, d_v
 
@@ -155,7 +152,7 @@ def gradients_of_keys_and_values(
         plgpu.SMEM((stages, 2, queries), jnp.float32),
     ]
     if interpreted:
-        smem.append(warpgroup.matrix(WARPGROUPS, width, queries, dtype=dtype))
+        smem += [warpgroup.matrix(WARPGROUPS, width, queries, dtype=dtype)] * 2
     barriers = (
         plgpu.Barrier(num_arrivals=2 * parts, num_barriers=owners),
         Ring.barriers(stages, copies=parts + 2, warpgroups=WARPGROUPS),

@@ -1,7 +1,7 @@
 """How large the tiles of each kernel are, and how many of them are in flight.
 
-The sizes are those whose accumulators stay in the registers of a warpgroup and whose rings fit 227 KiB of shared memory; which
-of these is fastest, only the card can tell.
+Accumulators have to stay in the registers of a warpgroup, and rings in 227 KiB of shared memory. `pallas_kernels.tuning` has
+the sizes in use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+
+from pallas_kernels import tuning
 
 HEAD_WIDTHS = (64, 128, 256)
 
@@ -32,14 +34,15 @@ class Tiling:
     dkv: Blocks
 
 
-def default_tiling(head_width: int, dtype: Any) -> Tiling:
-    """The tiles for a head width of 64, 128 or 256 and a dtype of 16 bits; ValueError for others."""
+def tiling_for(head_width: int, dtype: Any, length: int, *, device: str = "NVIDIA H200") -> Tiling:
+    """The tiles for a head width of 64, 128 or 256, a dtype of 16 bits, and queries and keys up to a length.
+
+    Raises ValueError for other widths and dtypes.
+    """
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         raise ValueError(f"Hopper attention: expected bfloat16 or float16, found {jnp.dtype(dtype)}")
-    if head_width == 64:
-        return Tiling(forward=Blocks(64, 128, 3), dq=Blocks(64, 128, 3), dkv=Blocks(128, 64, 2))
-    if head_width == 128:
-        return Tiling(forward=Blocks(64, 128, 2), dq=Blocks(64, 64, 2), dkv=Blocks(64, 64, 2))
-    if head_width == 256:
-        return Tiling(forward=Blocks(64, 64, 2), dq=Blocks(64, 64, 2), dkv=Blocks(64, 64, 2))
-    raise ValueError(f"Hopper attention: expected a head width of {HEAD_WIDTHS}, found {head_width}; pad the heads with zeros")
+    if head_width not in HEAD_WIDTHS:
+        expected = f"a head width of {HEAD_WIDTHS}"
+        raise ValueError(f"Hopper attention: expected {expected}, found {head_width}; pad the heads with zeros")
+    found = tuning.tiles("hopper", device, dtype, head_width, length)
+    return Tiling(**{way: Blocks(*numbers) for way, numbers in found.items()})

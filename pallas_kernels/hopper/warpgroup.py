@@ -125,12 +125,18 @@ def summed(products: Callable[..., None], *sums: jax.Array, staged: list[Any]) -
 
 def product(left: Any, right: Any, shape: tuple[int, int]) -> jax.Array:
     """left @ right.T, both in shared memory with their columns in parts: [parts, rows, columns]."""
+    return products((left, right), shape=shape)[0]
 
-    def multiply(ref: Any) -> jax.Array:
-        add_product(ref, left, right)
-        return ref[...]
 
-    return pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
+def products(*pairs: tuple[Any, Any], shape: tuple[int, int]) -> list[jax.Array]:
+    """The same of each pair; all are begun before the first is waited for."""
+
+    def multiply(*refs: Any) -> list[jax.Array]:
+        for ref, (left, right) in zip(refs, pairs, strict=True):
+            add_product(ref, left, right)
+        return [ref[...] for ref in refs]
+
+    return pl.run_scoped(multiply, *(plgpu.ACC(shape, jnp.float32) for _ in pairs))
 
 
 def add_product(ref: Any, left: Any, right: Any) -> None:

@@ -8,6 +8,6 @@ to be tiles.
 from pallas_kernels.tpu.backward import backward
 from pallas_kernels.tpu.decode import decode
 from pallas_kernels.tpu.forward import forward
-from pallas_kernels.tpu.tiling import Tiling, default_tiling
+from pallas_kernels.tpu.tiling import Tiling, tiling_for
 
-__all__ = ["Tiling", "backward", "decode", "default_tiling", "forward"]
+__all__ = ["Tiling", "backward", "decode", "forward", "tiling_for"]

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import tuning
 from pallas_kernels.reference import MASKED, matmul_precision
 
 LANES = 128  # a tile's last axis is a multiple of it
@@ -25,10 +26,13 @@ class Tiling:
     keys_back: int
 
 
-def default_tiling(head_width: int) -> Tiling:
-    """Tiles of 512 x 1024 scores and 512 x 512 backward: of blocks of 128 a v5e makes 4 % of its rate (jax issue 24633), and a
-    kernel has some 16 MB of a core's memory. Half as many where a head is wider than 128. Not measured on a TPU."""
-    return Tiling(512, 1024, 512, 512) if head_width <= LANES else Tiling(512, 512, 256, 512)
+def tiling_for(head_width: int, dtype: jax.typing.DTypeLike, length: int, *, device: str = "TPU v5e") -> Tiling:
+    """The tiles for heads of a width, and queries and keys up to a length.
+
+    Of blocks of 128 a v5e makes 4 % of its rate (jax issue 24633), and a kernel has some 16 MB of a core's memory.
+    """
+    found = tuning.tiles("tpu", device, dtype, head_width, length)
+    return Tiling(*found["forward"], *found["backward"])
 
 
 def fitted(tile: int, length: int) -> int:

@@ -115,4 +115,4 @@ def as_on_a_tpu(monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, tpu=None, cpu=None: (tpu or cpu or default)(*xs))
     for way in ("forward", "backward", "decode"):
         monkeypatch.setattr(tpu, way, functools.partial(getattr(tpu, way), interpret=True))
-    monkeypatch.setattr(tpu, "default_tiling", lambda width: tpu.Tiling(16, 16, 16, 16))
+    monkeypatch.setattr(tpu, "tiling_for", lambda *args, **options: tpu.Tiling(16, 16, 16, 16))

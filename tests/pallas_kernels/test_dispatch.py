@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import attention, attention_gradients, attention_path, causal
+from pallas_kernels import attention, attention_gradients, attention_path, causal, tuning
 from pallas_kernels.dispatch import Target, chosen, target
 from tests.pallas_kernels.operands import as_on_a_tpu, operands, some_ranges
 
@@ -38,7 +38,8 @@ OLD = tuple(int(x) for x in jax.__version__.split(".")[:2]) < (0, 11)
 def test_the_kernel_is_chosen_where_there_is_one(kernel, dtype, width, on, expected):
     assert chosen(kernel, dtype, width, on=on) == expected
     xla = "xla, tiles in sequence" if on == CPU else "xla, rows at once"
-    words = {"xla": xla, "cudnn": "cudnn, a mask of T x S"}.get(expected, f"pallas, {expected}")
+    words = {"xla": xla, "cudnn": "cudnn, a mask of T x S"}.get(expected)
+    words = words or f"pallas, {expected}, tiles {tuning.digest(expected)}"
     assert attention_path(kernel, dtype, width, on=on) == words
 
 
@@ -145,6 +146,6 @@ def test_the_mesh_says_what_a_program_is_for():
     device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         assert target() == Target("tpu", "TPU v6 lite")
-        assert attention_path("auto", "bfloat16", 64) == "pallas, tpu"
+        assert attention_path("auto", "bfloat16", 64) == f"pallas, tpu, tiles {tuning.digest('tpu')}"
     with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
         assert target() == CPU

@@ -19,7 +19,7 @@ from pallas_kernels.hopper import Blocks, Tiling
 def on_a_hopper(monkeypatch):
     module = importlib.import_module("pallas_kernels.attention")
     monkeypatch.setattr(module, "chosen", lambda *args, **options: "hopper")
-    monkeypatch.setattr(module, "default_tiling", lambda *args: Tiling(*[Blocks(64, 64, 2)] * 3))
+    monkeypatch.setattr(module, "tiling_for", lambda *args, **options: Tiling(*[Blocks(64, 64, 2)] * 3))
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, cuda=None, cpu=None: (cuda or cpu or default)(*xs))
     for name in ("forward", "backward", "decode"):
         kernel = importlib.import_module(f"pallas_kernels.hopper.{name}")

@@ -9,7 +9,7 @@ if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
 from pallas_kernels import attention_float64
-from pallas_kernels.hopper import Blocks, Tiling, default_tiling
+from pallas_kernels.hopper import Blocks, Tiling, tiling_for
 from pallas_kernels.hopper.backward import backward
 
 B, T, S, N, K = 1, 139, 197, 2, 1  # tiles that are not full; two blocks of queries and two of keys
@@ -72,4 +72,4 @@ def test_two_runs_are_equal_bit_by_bit(inputs, masks, gradients):
 def test_every_width_has_the_gradients_of_float64(H, dtype, softcap, inputs, masks, check):
     x = inputs(2, 70, 130, 4, 2, H, dtype)
     for mask in ("causal", "random"):
-        check(x, masks(2, 70, 130)[mask], softcap, default_tiling(H, dtype))
+        check(x, masks(2, 70, 130)[mask], softcap, tiling_for(H, dtype, 130))

@@ -9,7 +9,7 @@ if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
 from pallas_kernels import KeyRanges, attention_float64, attention_reference
-from pallas_kernels.hopper.decode import decode
+from pallas_kernels.hopper.decode import decode, splits_for
 
 B, N, K, H, P = 3, 6, 2, 64, 19
 SPLITS = 3
@@ -92,3 +92,10 @@ def test_sizes_that_do_not_fit_are_refused(kernel):
     q, k, v, table = paged(24, 2)
     with pytest.raises(ValueError, match="pages of 8, 16, 32"):
         kernel(1)(q, k, v, table, jnp.zeros(B, jnp.int32), jnp.ones(B, jnp.int32))
+
+
+def test_keys_are_split_so_that_no_few_blocks_are_left_over():
+    assert splits_for(64, 512) == 4  # 256 of the 264 blocks that run at once; 5 would leave 56 for a second round
+    assert splits_for(264, 512) == 1
+    for rows in (1, 3, 40, 200, 700):
+        assert 1 <= splits_for(rows, 7) <= 7

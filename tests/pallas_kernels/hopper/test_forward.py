@@ -13,7 +13,7 @@ if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
 from pallas_kernels import attention_float64
-from pallas_kernels.hopper import Blocks, default_tiling
+from pallas_kernels.hopper import Blocks, tiling_for
 from pallas_kernels.hopper.forward import forward
 
 B, T, S, N, K = 1, 203, 270, 2, 1  # two blocks of queries, the last not full; five tiles of keys
@@ -23,7 +23,7 @@ SMALL = Blocks(64, 64, 2)
 @pytest.fixture
 def kernel(compiled):
     def kernel(H, dtype, softcap, statistics=True, blocks=None):
-        tiling = default_tiling(H, dtype)
+        tiling = tiling_for(H, dtype, S)
         tiling = dataclasses.replace(tiling, forward=blocks or tiling.forward)
         options = {"scale": H**-0.5, "softcap": softcap, "tiling": tiling, "statistics": statistics}
         return compiled(forward, **options, interpret=True)

@@ -11,16 +11,30 @@ import pytest
 if jax.__version_info__ < (0, 11):
     pytest.skip("Mosaic GPU kernels need jax 0.11", allow_module_level=True)
 
-from pallas_kernels.hopper import HEAD_WIDTHS, default_tiling
+from pallas_kernels import tuning
+from pallas_kernels.hopper import Blocks, Tiling, tiling_for
 from pallas_kernels.hopper.backward import backward
 from pallas_kernels.hopper.decode import decode
 from pallas_kernels.hopper.forward import forward
 
 B, T, S, N, K, P, M = 2, 300, 401, 6, 2, 9, 4
 
-ALL = list(itertools.product(HEAD_WIDTHS, (jnp.bfloat16, jnp.float16), (0.0, 20.0)))
-SOME = [(64, jnp.float16, 20.0), (128, jnp.bfloat16, 0.0), (256, jnp.bfloat16, 20.0)]
-CONFIGURATIONS = [case if case in SOME else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
+# Every row of the table with every dtype that it is for, of which one with a cap.
+CONFIGURATIONS = [
+    pytest.param(
+        row,
+        dtype,
+        softcap,
+        id=f"{row.width}-{row.length}-{dtype}-{softcap}",
+        marks=pytest.mark.slow if (dtype == "float16") != bool(softcap) else (),
+    )
+    for row, dtype, softcap in itertools.product(tuning.rows("hopper"), ("bfloat16", "float16"), (0.0, 20.0))
+    if row.dtype in ("", dtype)
+]
+
+
+def tiling_of(row):
+    return Tiling(**{way: Blocks(*numbers) for way, numbers in row.tiles.items()})
 
 
 def lowered(function, *arguments):
@@ -36,18 +50,20 @@ def shapes(H, dtype):
 
 
 @pytest.mark.parametrize("statistics", [False, True])
-@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
-def test_forward_lowers(H, dtype, softcap, statistics):
+@pytest.mark.parametrize(("row", "dtype", "softcap"), CONFIGURATIONS)
+def test_forward_lowers(row, dtype, softcap, statistics):
+    H = row.width
     x, _, i = shapes(H, dtype)
-    options = {"scale": H**-0.5, "softcap": softcap, "tiling": default_tiling(H, dtype), "statistics": statistics}
+    options = {"scale": H**-0.5, "softcap": softcap, "tiling": tiling_of(row), "statistics": statistics}
     arguments = x((B, T, N, H)), x((B, S, K, H)), x((B, S, K, H)), i((B, T)), i((B, T))
     assert lowered(functools.partial(forward, **options), *arguments).count("mosaic_gpu") >= 1
 
 
-@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
-def test_backward_lowers(H, dtype, softcap):
+@pytest.mark.parametrize(("row", "dtype", "softcap"), CONFIGURATIONS)
+def test_backward_lowers(row, dtype, softcap):
+    H = row.width
     x, f, i = shapes(H, dtype)
-    options = {"scale": H**-0.5, "softcap": softcap, "tiling": default_tiling(H, dtype)}
+    options = {"scale": H**-0.5, "softcap": softcap, "tiling": tiling_of(row)}
     arguments = (
         x((B, T, N, H)),
         x((B, S, K, H)),
@@ -62,8 +78,9 @@ def test_backward_lowers(H, dtype, softcap):
 
 
 @pytest.mark.parametrize("page", [16, 64, 256])
-@pytest.mark.parametrize(("H", "dtype", "softcap"), CONFIGURATIONS)
-def test_decode_lowers(H, dtype, softcap, page):
+@pytest.mark.parametrize(("row", "dtype", "softcap"), CONFIGURATIONS)
+def test_decode_lowers(row, dtype, softcap, page):
+    H = row.width
     x, _, i = shapes(H, dtype)
     arguments = x((B, N, H)), x((P, page, K, H)), x((P, page, K, H)), i((B, M)), i((B,)), i((B,))
     assert "mosaic_gpu" in lowered(functools.partial(decode, scale=H**-0.5, softcap=softcap), *arguments)
@@ -71,6 +88,6 @@ def test_decode_lowers(H, dtype, softcap, page):
 
 def test_other_widths_and_dtypes_are_refused():
     with pytest.raises(ValueError, match="pad the heads"):
-        default_tiling(96, jnp.bfloat16)
+        tiling_for(96, jnp.bfloat16, 1)
     with pytest.raises(ValueError, match="found float32"):
-        default_tiling(64, jnp.float32)
+        tiling_for(64, jnp.float32, 1)

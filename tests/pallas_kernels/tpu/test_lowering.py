@@ -10,10 +10,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import KeyRanges, tpu
+from pallas_kernels import KeyRanges, tpu, tuning
 
 KINDS = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5", "v6e:2x2": "TPU v6 lite"}
-CASES = [(64, "bfloat16", 0.0), (128, "bfloat16", 30.0), (256, "bfloat16", 0.0), (96, "bfloat16", 0.0), (128, "float32", 30.0)]
+
+
+def cases():
+    """Width, length, dtype and cap: every row of the table at the widest heads and the longest sequences that it is for."""
+    for row in tuning.rows("tpu"):
+        for dtype, softcap in (("bfloat16", 0.0), ("float32", 30.0)):
+            width, length = row.width or 512, row.length or 16384
+            if tuning.tiles("tpu", "TPU v5e", dtype, width, length) is row.tiles:
+                yield width, length - 37, dtype, softcap
+
+
+CASES = [*cases(), (64, 1100, "bfloat16", 30.0), (96, 9000, "float32", 0.0)]
 
 
 def device(kind):
@@ -21,11 +32,11 @@ def device(kind):
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=found))
 
 
-def programs(width, dtype, softcap, struct=jax.ShapeDtypeStruct):
+def programs(width, length, dtype, softcap, struct=jax.ShapeDtypeStruct):
     """Name, function and operands of each kernel. Lengths are no multiples of tiles."""
-    B, T, S, N, K = 2, 1100, 2300, 4, 2
+    B, T, S, N, K = 2, length // 2, length, 4, 2
     options = {"scale": width**-0.5, "softcap": softcap}
-    tiled = {**options, "tiling": tpu.default_tiling(width)}
+    tiled = {**options, "tiling": tpu.tiling_for(width, dtype, length)}
     q, k, row = struct((B, T, N, width), dtype), struct((B, S, K, width), dtype), struct((B, T, N), jnp.float32)
     ranges = KeyRanges(*[struct((B, T), jnp.int32)] * 2)
     pages, bounds = struct((32, 128, K, width), dtype), [struct((B,), jnp.int32)] * 2
@@ -36,10 +47,10 @@ def programs(width, dtype, softcap, struct=jax.ShapeDtypeStruct):
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
-@pytest.mark.parametrize(("width", "dtype", "softcap"), CASES)
-def test_it_lowers(kind, width, dtype, softcap):
+@pytest.mark.parametrize(("width", "length", "dtype", "softcap"), CASES)
+def test_it_lowers(kind, width, length, dtype, softcap):
     with device(kind):
-        for name, function, operands in programs(width, dtype, softcap):
+        for name, function, operands in programs(width, length, dtype, softcap):
             text = jax.jit(function).trace(*operands).lower(lowering_platforms=("tpu",)).as_text()
             assert "tpu_custom_call" in text
             assert name in text
