@@ -28,12 +28,14 @@ def attention(
     *,
     softcap: float = 0.0,
     kernel: Kernel = "auto",
+    statistics: bool = True,
 ) -> Attended:
     """Scaled dot-product attention, softmax in float32; output and log-sum-exp are differentiable in q, k and v.
 
     Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off. kernel: see
-    `pallas_kernels.dispatch.chosen`. Keys and values before the first or after the last that a query of the row sees are not
-    read into a result, whatever they hold; nor are queries that see nothing.
+    `pallas_kernels.dispatch.chosen`. statistics: False leaves peak and mean out, as None, which saves Hopper's kernel two
+    operations for every score. Keys and values before the first or after the last that a query of the row sees are not read
+    into a result, whatever they hold; nor are queries that see nothing.
     Raises ValueError where N is no multiple of K, or where a kernel is asked for that there is none of. Source: Vaswani et al.
     2017, section 3.2.1; grouped queries: Ainslie et al. 2023.
     """
@@ -42,16 +44,17 @@ def attention(
         raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
     by, ranges = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3]), ranges.within(k_BSKH.shape[1])
     if by == "cudnn":
-        return _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
-    out, lse, peak, mean = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by)
-    return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
+        found = _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
+        return found if statistics else found._replace(peak_BTN=None, mean_BTN=None)
+    out, lse, *rest = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by, statistics)
+    return Attended(out, lse, *jax.lax.stop_gradient(rest or (None, None)))
 
 
 def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, softcap: float) -> Attended:
     """Output and its gradients by cuDNN. The rest is XLA's, made where it is read: cuDNN rounds the log-sum-exp to 16 bits."""
     if softcap:
         raise ValueError(f"attention: expected no softcap, which cuDNN has not, found {softcap}; take auto or reference")
-    _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla")
+    _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla", True)
     q, k, v, _ = _only_what_is_seen(q, k, v, ranges, ())
     mask_BTS = ranges.mask(k.shape[1])
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
@@ -60,19 +63,19 @@ def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, so
     return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str, statistics: bool
 ) -> tuple[jax.Array, ...]:
-    return _forward(q, k, v, start, end, softcap, by)[0]
+    return _forward(q, k, v, start, end, softcap, by, statistics)[0]
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str, statistics: bool
 ) -> tuple[tuple[jax.Array, ...], tuple]:
     # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
     q, start, end = jax.lax.optimization_barrier((q, start, end))
-    results = _on("forward", by, q, k, v, KeyRanges(start, end), softcap=softcap)
+    results = _on("forward", by, q, k, v, KeyRanges(start, end), softcap=softcap, results=4 if statistics else 2)
     return results, (q, k, v, start, end, *results[:2])
 
 
@@ -98,29 +101,36 @@ def attention_gradients(
     if by == "cudnn":
         raise ValueError("attention: cuDNN has no gradients of parts; take auto or reference")
     ranges = ranges.within(k_BSKH.shape[1])
-    return _backward(softcap, by, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
+    return _backward(softcap, by, False, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
-def _backward(softcap: float, by: str, residuals: tuple, cotangents: tuple) -> tuple:
+def _backward(softcap: float, by: str, statistics: bool, residuals: tuple, cotangents: tuple) -> tuple:
     q, k, v, start, end, out, lse = residuals
     d_out, d_lse = cotangents[:2]
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    grads = _on("backward", by, q, k, v, KeyRanges(start, end), lse, delta, d_out, softcap=softcap)
+    grads = _on("backward", by, q, k, v, KeyRanges(start, end), lse, delta, d_out, softcap=softcap, results=3)
     return *grads, None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _on(way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, softcap: float) -> Any:
-    """`forward` or `backward` by the computation that was chosen; by XLA on any other device than it was chosen for."""
-    scale = q.shape[-1] ** -0.5
-    options = {"scale": scale, "softcap": softcap}
-    plain = functools.partial(getattr(xla, way), **options)
+def _on(
+    way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, softcap: float, results: int
+) -> Any:
+    """The first `results` of `forward` or `backward` by the computation that was chosen; by XLA on any other device than it was
+    chosen for."""
+    options = {"scale": q.shape[-1] ** -0.5, "softcap": softcap}
+
+    def plain(*operands: Any) -> tuple:
+        return getattr(xla, way)(*operands, **options)[:results]
+
+    def special(*operands: Any) -> tuple:
+        return (_on_tpu if by == "tpu" else _on_hopper)(way, *operands, results=results, **options)[:results]
+
     if by == "xla":
         return plain(q, k, v, ranges, *rest)
-    special = functools.partial({"tpu": _on_tpu, "hopper": _on_hopper}[by], way, **options)
     branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}
     return jax.lax.platform_dependent(q, k, v, ranges, *rest, **branches)
 
@@ -143,7 +153,9 @@ def _is_one_query(way: str, q: jax.Array, k: jax.Array) -> bool:
     return way == "forward" and q.shape[1] == 1 and k.shape[1] % PAGE == 0
 
 
-def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
+def _on_tpu(
+    way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, results: int, **options: Any
+) -> Any:
     from pallas_kernels import tpu
 
     if _is_one_query(way, q, k):
@@ -153,7 +165,9 @@ def _on_tpu(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRange
     return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tiling, **options)
 
 
-def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, **options: Any) -> Any:
+def _on_hopper(
+    way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, results: int, **options: Any
+) -> Any:
     from pallas_kernels.hopper.backward import backward
     from pallas_kernels.hopper.decode import decode
     from pallas_kernels.hopper.forward import forward
@@ -164,7 +178,7 @@ def _on_hopper(way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRa
     width = q.shape[-1]
     filled = next(size for size in HEAD_WIDTHS if width <= size)
     wide = [jnp.pad(x, [(0, 0)] * 3 + [(0, filled - width)]) if x.ndim == 4 else x for x in (q, k, v, *rest)]
-    kernel: Any = forward if way == "forward" else backward
+    kernel: Any = functools.partial(forward, statistics=results > 2) if way == "forward" else backward
     tiling = tiling_for(filled, q.dtype, max(q.shape[1], k.shape[1]), device=target().kind)
     found = kernel(*wide[:3], *ranges, *wide[3:], tiling=tiling, **options)
     return tuple(x[..., :width] if x.ndim == 4 else x for x in found)

@@ -131,3 +131,11 @@ def test_what_is_only_reported_has_no_gradient():
     q, k, v, ranges = inputs(4, 2)
     grads = jax.grad(lambda *x: sum(jnp.sum(part) for part in attention(*x, ranges)[2:]), (0, 1, 2))(q, k, v)
     assert not any(np.asarray(grad).any() for grad in grads)
+
+
+def test_statistics_are_left_out_where_they_are_not_asked_for():
+    q, k, v, ranges = inputs(4, 2)
+    with_them, without = (jax.jit(functools.partial(attention, statistics=asked))(q, k, v, ranges) for asked in (True, False))
+    assert without[2:] == (None, None)
+    for ours, theirs in zip(without[:2], with_them[:2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -52,6 +52,22 @@ def test_a_head_of_another_width_is_filled_up_and_what_no_query_sees_leaks_into_
 
 
 @pytest.mark.usefixtures("on_a_hopper")
+def test_without_statistics_the_rest_is_the_same(inputs):
+    x = inputs(1, 70, 90, 2, 1, 40, jnp.bfloat16)
+    ranges = causal(1, 70, 80)
+
+    def both(q, k, v, d_out, statistics):
+        found, pull = jax.vjp(lambda *operands: attention(*operands, ranges, statistics=statistics)[:2], q, k, v)
+        return [*found, *pull((d_out, x.d_lse))]
+
+    def run(statistics):
+        return jax.block_until_ready(jax.jit(both, static_argnums=4)(*x[:4], statistics))
+
+    for ours, theirs in zip(*map(run, (True, False)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("on_a_hopper")
 def test_one_query_over_a_cache_goes_by_the_kernel_for_that(inputs, plain, as_near_as, monkeypatch):
     x = inputs(1, 1, 256, 4, 2, 64, jnp.bfloat16)
     ranges = causal(1, 1, 200)
