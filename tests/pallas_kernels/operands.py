@@ -5,6 +5,7 @@ rounding besides; and in no case further than 2^-7 of the largest number in bflo
 """
 
 import functools
+import importlib
 import sys
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import KeyRanges, attention_float64, attention_reference, causal, packed, tpu
+from pallas_kernels.hopper import Blocks, Tiling
 
 
 def operands(seed, *, B=2, T=40, S=56, N=4, K=2, H=16, dtype=jnp.float32, size=1.0):
@@ -116,3 +118,14 @@ def as_on_a_tpu(monkeypatch):
     for way in ("forward", "backward", "decode"):
         monkeypatch.setattr(tpu, way, functools.partial(getattr(tpu, way), interpret=True))
     monkeypatch.setattr(tpu, "tiling_for", lambda *args, **options: tpu.Tiling(16, 16, 16, 16))
+
+
+def as_on_a_hopper(monkeypatch):
+    """`attention` chooses the kernels for Hopper, which are interpreted here, in tiles of 64."""
+    module = sys.modules["pallas_kernels.attention"]
+    monkeypatch.setattr(module, "chosen", lambda *args, **options: "hopper")
+    monkeypatch.setattr(module, "tiling_for", lambda *args, **options: Tiling(*[Blocks(64, 64, 2)] * 3))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, cuda=None, cpu=None: (cuda or cpu or default)(*xs))
+    for name in ("forward", "backward", "decode"):
+        kernel = importlib.import_module(f"pallas_kernels.hopper.{name}")
+        monkeypatch.setattr(kernel, name, functools.partial(getattr(kernel, name), interpret=True))

@@ -1,6 +1,5 @@
 """`attention` by the kernels for Hopper, interpreted: a head that is no width of theirs, and what no query sees."""
 
-import functools
 import importlib
 
 import jax
@@ -12,18 +11,12 @@ if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
 from pallas_kernels import attention, attention_float64, causal
-from pallas_kernels.hopper import Blocks, Tiling
+from tests.pallas_kernels.operands import as_on_a_hopper
 
 
 @pytest.fixture
 def on_a_hopper(monkeypatch):
-    module = importlib.import_module("pallas_kernels.attention")
-    monkeypatch.setattr(module, "chosen", lambda *args, **options: "hopper")
-    monkeypatch.setattr(module, "tiling_for", lambda *args, **options: Tiling(*[Blocks(64, 64, 2)] * 3))
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, cuda=None, cpu=None: (cuda or cpu or default)(*xs))
-    for name in ("forward", "backward", "decode"):
-        kernel = importlib.import_module(f"pallas_kernels.hopper.{name}")
-        monkeypatch.setattr(kernel, name, functools.partial(getattr(kernel, name), interpret=True))
+    as_on_a_hopper(monkeypatch)
 
 
 @pytest.mark.usefixtures("on_a_hopper")
