@@ -29,7 +29,7 @@ SHAPES = (
     ("D64 16k, 16 heads", 1, 16384, 16, 16, 64),
     ("D128 4k, 32 heads of 8", 4, 4096, 32, 8, 128),
 )
-PEERS = ("jaxlm", "cudnn", "xla", "torch")
+PEERS = ("jaxlm", "jaxlm, statistics", "cudnn", "xla")  # and torch, in a process of its own
 Row = dict[str, Any]
 
 
@@ -49,8 +49,9 @@ def computation(peer: str, batch: int, length: int) -> Callable[..., jax.Array]:
     if peer == "cudnn":
         return functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
     ranges = kernels.causal(batch, length)
-    kernel: kernels.Kernel = "pallas" if peer == "jaxlm" else "reference"
-    return lambda q, k, v: kernels.attention(q, k, v, ranges, kernel=kernel).out_BTNH
+    kernel: kernels.Kernel = "reference" if peer == "xla" else "pallas"
+    statistics = peer == "jaxlm, statistics"
+    return lambda q, k, v: kernels.attention(q, k, v, ranges, kernel=kernel, statistics=statistics).out_BTNH
 
 
 def of_jax(peer: str, shape: tuple, dtype: str) -> Row:
@@ -100,7 +101,10 @@ print(json.dumps(rows))
 def of_torch(shapes: tuple) -> list[Row]:
     """PyTorch's scaled_dot_product_attention in a process of its own; JAXLM_TORCH_PYTHON names its interpreter."""
     command = [os.environ.get("JAXLM_TORCH_PYTHON", sys.executable), "-c", TORCH, json.dumps(shapes)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    except subprocess.TimeoutExpired:
+        return [{"error": "no result within 100 s"}] * len(shapes)
     if done.returncode:
         return [{"error": (done.stderr.strip().splitlines() or ["no word"])[-1][:300]}] * len(shapes)
     return json.loads(done.stdout.splitlines()[-1])
@@ -140,7 +144,7 @@ def decoding(copy_bytes: float) -> Row:
 def measure() -> Row:
     """All of it, in bfloat16."""
     known = rates()
-    of_shapes = [{peer: of_jax(peer, shape, "bfloat16") for peer in PEERS[:3]} for shape in SHAPES]
+    of_shapes = [{peer: of_jax(peer, shape, "bfloat16") for peer in PEERS} for shape in SHAPES]
     for found, row in zip(of_shapes, of_torch(SHAPES), strict=True):
         found["torch"] = row
     rows = []
@@ -155,18 +159,18 @@ def table(result: Row) -> list[str]:
     """Lines to print: TFLOP/s, and times as fast as cuDNN."""
     peak = result["matmul_flops"]
     lines = [f"bfloat16, causal; product of 8192: {peak / 1e12:.0f} TFLOP/s, copy: {result['copy_bytes'] / 1e12:.2f} TB/s", ""]
-    lines.append(f"{'shape':<26}{'':<8}{'forward':>28}{'forward and backward':>30}")
+    lines.append(f"{'shape':<24}{'':<18}{'forward':>26}{'forward and backward':>26}")
     for row in result["rows"]:
         for peer, found in row["peers"].items():
             if "error" in found:
-                lines.append(f"{row['shape']:<26}{peer:<8}  {found['error'][:80]}")
+                lines.append(f"{row['shape']:<24}{peer:<18}  {found['error'][:80]}")
                 continue
             cells = []
             for way in ("forward", "both"):
                 rate, other = row["flops"][way] / found[way], row["peers"]["cudnn"].get(way)
                 ratio = f"{other / found[way]:.2f} x" if other else ""
                 cells.append(f"{1e3 * found[way]:.2f} ms {rate / 1e12:.0f} ({rate / peak:.0%}) {ratio}")
-            lines.append(f"{row['shape']:<26}{peer:<8}{cells[0]:>28}{cells[1]:>30}")
+            lines.append(f"{row['shape']:<24}{peer:<18}{cells[0]:>26}{cells[1]:>26}")
     decode = result["decode"]
     said = decode.get("error") or f"{1e6 * decode['seconds']:.0f} us, {decode['share_of_copy']:.0%} of the copy rate"
     return [*lines, "", f"decode, 8 sequences of 32k, 64 heads on 8: {said}"]
