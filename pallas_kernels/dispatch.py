@@ -37,6 +37,13 @@ def target() -> Target:
 
 def unfit(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
     """Why there is no kernel for such operands on such a device; empty where there is one. width: of a head."""
+    if why := _unfit_anywhere(on, dtype):
+        return why
+    return "" if width <= 256 or on.platform == "tpu" else f"it takes heads of a width up to 256, found {width}"
+
+
+def _unfit_anywhere(on: Target, dtype: jax.typing.DTypeLike) -> str:
+    """The same whatever the kernel and its sizes."""
     name = jnp.dtype(dtype).name
     if on.platform == "tpu":
         return "" if name in ("bfloat16", "float32") else f"it takes bfloat16 or float32, found {name}"
@@ -46,9 +53,15 @@ def unfit(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
         return f"there is one for Hopper GPUs (H100, H200), found {on.kind}"
     if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
         return f"it needs jax 0.11 or newer, found {jax.__version__}; that needs Python 3.12 or newer"
-    if name not in ("bfloat16", "float16"):
-        return f"it takes bfloat16 or float16, found {name}"
-    return "" if width <= 256 else f"it takes heads of a width up to 256, found {width}"
+    return "" if name in ("bfloat16", "float16") else f"it takes bfloat16 or float16, found {name}"
+
+
+def unfit_for_head(on: Target, dtype: jax.typing.DTypeLike, d_model: int) -> str:
+    """Why there is no kernel for the log-sum-exp of a head's logits there; empty where there is one."""
+    if why := _unfit_anywhere(on, dtype):
+        return why
+    fits = on.platform == "tpu" or d_model % 64 == 0
+    return "" if fits else f"it takes models of a width that 64 divides, found {d_model}"
 
 
 def unfit_for_cudnn(on: Target, dtype: jax.typing.DTypeLike, width: int) -> str:
@@ -78,6 +91,19 @@ def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Targe
         raise ValueError(f"attention: expected operands and a device for {kernel}, but {why}; take auto or reference")
     if kernel == "cudnn":
         return "cudnn"
+    return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
+
+
+def chosen_for_head(kernel: Kernel, dtype: jax.typing.DTypeLike, d_model: int, *, on: Target | None = None) -> str:
+    """The same for the cross-entropy of a head, which cuDNN has not: "hopper", "tpu" or "xla"."""
+    if kernel not in ("auto", "reference", "pallas"):
+        raise ValueError(f"linear_cross_entropy: expected auto, reference or pallas, found {kernel!r}")
+    if kernel == "reference":
+        return "xla"
+    on = target() if on is None else on
+    why = unfit_for_head(on, dtype, d_model)
+    if why and kernel == "pallas":
+        raise ValueError(f"linear_cross_entropy: expected operands and a device for pallas, but {why}; take auto or reference")
     return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
 
 

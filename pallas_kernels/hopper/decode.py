@@ -174,18 +174,18 @@ def decode(
     return _combined(out_BKXGH[:, :, :, :G], lse_BKXG[..., :G], v_pages_PSKH.dtype)
 
 
-def splits_for(rows: int, tiles: int) -> int:
-    """Into how many the keys of each of `rows` = B * K are split: the fewest that keep the card nearly as busy as any number.
+def splits_for(rows: int, tiles: int, *, at_once: int = BLOCKS) -> int:
+    """Into how many parts each of `rows` is split, of so many tiles: the fewest that keep the card nearly as busy as any.
 
-    The blocks that there is room for run at once; where a few are left over, most of the card waits for these. The rule is that
-    of FlashAttention-2's decoding.
+    As many blocks of threads as there is room for run at once; where a few are left over, most of the card waits for these. The
+    rule is that of FlashAttention-2's decoding.
     """
 
     def busy(splits: int) -> float:
-        rounds = rows * splits / BLOCKS
+        rounds = rows * splits / at_once
         return rounds / math.ceil(rounds)
 
-    numbers = range(1, max(1, min(tiles, BLOCKS)) + 1)
+    numbers = range(1, max(1, min(tiles, at_once)) + 1)
     most = max(busy(n) for n in numbers)
     return next(n for n in numbers if busy(n) >= 0.85 * most)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import KeyRanges, attention_float64, attention_reference, causal, packed, tpu
+from pallas_kernels.dispatch import Target
 from pallas_kernels.hopper import Blocks, Tiling
 
 
@@ -109,6 +110,18 @@ def require_near(found, exact, plain, *, softcap):
     assert error <= absolute
     if dtype != jnp.float32:
         assert error <= (3 if softcap else 2) * unfused_error + 2 * rounding + 1e-6
+
+
+H200 = Target("gpu", "NVIDIA H200")
+TPUS = [Target("tpu", kind) for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite")]
+
+
+def made_for(on):
+    """Programs that are made in this context are for such a device, which need not be here."""
+    device = jax.sharding.AbstractDevice(
+        device_kind=on.kind, num_cores=1 if on.platform == "tpu" else None, platform=on.platform
+    )
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 def as_on_a_tpu(monkeypatch):

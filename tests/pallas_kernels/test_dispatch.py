@@ -11,7 +11,7 @@ import pytest
 import pallas_kernels
 from pallas_kernels import attention, attention_gradients, attention_path, causal, tuning
 from pallas_kernels.dispatch import Target, chosen, target
-from tests.pallas_kernels.operands import as_on_a_tpu, operands, some_ranges
+from tests.pallas_kernels.operands import as_on_a_tpu, made_for, operands, some_ranges
 
 CPU, V5E = Target("cpu", "cpu"), Target("tpu", "TPU v5 lite")
 H200, A100 = Target("gpu", "NVIDIA H200"), Target("gpu", "NVIDIA A100-SXM4-80GB")
@@ -143,8 +143,7 @@ def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(re
 
 def test_the_mesh_says_what_a_program_is_for():
     assert target() == CPU
-    device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    with made_for(Target("tpu", "TPU v6 lite")):
         assert target() == Target("tpu", "TPU v6 lite")
         assert attention_path("auto", "bfloat16", 64) == f"pallas, tpu, tiles {tuning.digest('tpu')}"
     with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):

@@ -23,6 +23,9 @@ from pallas_kernels.hopper import HEAD_WIDTHS, tiling_for
 from pallas_kernels.hopper.backward import backward
 from pallas_kernels.hopper.decode import decode
 from pallas_kernels.hopper.forward import forward
+from pallas_kernels.hopper.logsumexp import logsumexp
+from tests.pallas_kernels.operands import H200 as TARGET
+from tests.pallas_kernels.operands import made_for
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow]
 
@@ -59,8 +62,7 @@ def spilled(device, capfd, monkeypatch):
     def spilled(function, *shapes):
         one = jax.sharding.SingleDeviceSharding(device)
         arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=one) for shape, dtype in shapes]
-        kind = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
+        with made_for(TARGET):
             jax.jit(function).trace(*arguments).lower().compile()
         found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", "".join(capfd.readouterr()))
         if not found:
@@ -100,3 +102,9 @@ def test_decode_keeps_to_its_registers(H, softcap, spilled):
     pages = ((9, 64, K, H), bf16)
     function = functools.partial(decode, scale=H**-0.5, softcap=softcap)
     assert max(spilled(function, ((B, N, H), bf16), pages, pages, ((B, 4), jnp.int32), i, i)) <= FEW
+
+
+@pytest.mark.parametrize("softcap", [0.0, 20.0])
+def test_logsumexp_keeps_to_its_registers(softcap, spilled):
+    function = functools.partial(logsumexp, vocab=50257, softcap=softcap)
+    assert max(spilled(function, ((4096, 768), jnp.bfloat16), ((50304, 768), jnp.bfloat16))) <= FEW

@@ -16,6 +16,7 @@ from pallas_kernels.hopper import Blocks, Tiling, tiling_for
 from pallas_kernels.hopper.backward import backward
 from pallas_kernels.hopper.decode import decode
 from pallas_kernels.hopper.forward import forward
+from tests.pallas_kernels.operands import H200, made_for
 
 B, T, S, N, K, P, M = 2, 300, 401, 6, 2, 9, 4
 
@@ -38,8 +39,7 @@ def tiling_of(row):
 
 
 def lowered(function, *arguments):
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    with made_for(H200):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import KeyRanges, tpu, tuning
+from pallas_kernels.tpu.linear_cross_entropy import gradients as head_gradients
+from pallas_kernels.tpu.linear_cross_entropy import logsumexp as head_logsumexp
+from tests.pallas_kernels.operands import TPUS, made_for
 
-KINDS = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5", "v6e:2x2": "TPU v6 lite"}
+TOPOLOGIES = dict(zip(("v5e:2x2", "v5p:2x2x1", "v6e:2x2"), TPUS, strict=True))
 
 
 def cases():
@@ -24,12 +27,8 @@ def cases():
                 yield width, length - 37, dtype, softcap
 
 
+HEADS = [(768, 50257, "bfloat16"), (2048, 128256, "bfloat16"), (8192, 32000, "bfloat16"), (4096, 50304, "float32")]
 CASES = [*cases(), (64, 1100, "bfloat16", 30.0), (96, 9000, "float32", 0.0)]
-
-
-def device(kind):
-    found = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=found))
 
 
 def programs(width, length, dtype, softcap, struct=jax.ShapeDtypeStruct):
@@ -46,10 +45,10 @@ def programs(width, length, dtype, softcap, struct=jax.ShapeDtypeStruct):
     yield "attention_decode", functools.partial(tpu.decode, **options), operands
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("on", TPUS, ids=lambda on: on.kind)
 @pytest.mark.parametrize(("width", "length", "dtype", "softcap"), CASES)
-def test_it_lowers(kind, width, length, dtype, softcap):
-    with device(kind):
+def test_it_lowers(on, width, length, dtype, softcap):
+    with made_for(on):
         for name, function, operands in programs(width, length, dtype, softcap):
             text = jax.jit(function).trace(*operands).lower(lowering_platforms=("tpu",)).as_text()
             assert "tpu_custom_call" in text
@@ -57,7 +56,7 @@ def test_it_lowers(kind, width, length, dtype, softcap):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("topology", KINDS)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install libtpu")
 def test_it_compiles_to_machine_code(topology):
     """In a process of its own: libtpu stays in the one that has started it."""
@@ -65,7 +64,7 @@ def test_it_compiles_to_machine_code(topology):
     command = [sys.executable, "-c", f"from tests.pallas_kernels.tpu.test_lowering import compiled; compiled({topology!r})"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled") == 3 * len(CASES)
+    assert done.stdout.count("compiled") == 3 * len(CASES) + 2 * len(HEADS)
 
 
 def compiled(topology):
@@ -74,10 +73,18 @@ def compiled(topology):
     from jax.sharding import SingleDeviceSharding
 
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    assert described.device_kind == KINDS[topology], described.device_kind
+    assert described.device_kind == TOPOLOGIES[topology].kind, described.device_kind
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(described))
-    with device(described.device_kind):
+    with made_for(TOPOLOGIES[topology]):
         for case in CASES:
             for name, function, operands in programs(*case, struct=struct):
                 jax.jit(function).trace(*operands).lower().compile()
                 print("compiled", name, *case)
+        for d_model, vocab, dtype in HEADS:
+            x, head = struct((4000, d_model), dtype), struct((vocab, d_model), dtype)
+            labels, row = struct((4000,), jnp.int32), struct((4000,), jnp.float32)
+            jax.jit(functools.partial(head_logsumexp, vocab=vocab, softcap=30.0)).trace(x, head).lower().compile()
+            print("compiled logsumexp", d_model, vocab, dtype)
+            gradients = functools.partial(head_gradients, softcap=30.0)
+            jax.jit(gradients, static_argnums=3).trace(x, head, labels, vocab, row, row, row).lower().compile()
+            print("compiled gradients", d_model, vocab, dtype)
