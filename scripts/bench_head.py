@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cross-entropy of a head four ways in one run: with all logits, in blocks as models train, and without logits by kernel and by XLA.
+"""Cross-entropy of a head four ways in one run: in blocks, as models train, with all logits, and without them, by kernel and XLA.
 
     scripts/bench_head.py [--out docs/bench/head.json]
 
@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
