@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cross-entropy of a head four ways in one run: in blocks, as models train, with all logits, and without them, by kernel and XLA.
+"""Cross-entropy of a head four ways in one run: in blocks, as models train, with all logits, and without, by kernel and XLA.
 
     scripts/bench_head.py [--out docs/bench/head.json]
 
