@@ -55,11 +55,11 @@ def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, so
     if softcap:
         raise ValueError(f"attention: expected no softcap, which cuDNN has not, found {softcap}; take auto or reference")
     _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla", True)
-    q, k, v, _ = _only_what_is_seen(q, k, v, ranges, ())
-    mask_BTS = ranges.mask(k.shape[1])
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
+    mask_BTS, seen_BS = ranges.mask(k.shape[1]), ranges.hull(k.shape[1])
     some_BT = jnp.any(mask_BTS, axis=-1)
-    out = jnp.where(some_BT[:, :, None, None], out, jnp.zeros_like(out))  # cuDNN's is the mean of all values there
+    q, k, v = _kept(q, some_BT), _kept(k, seen_BS), _kept(v, seen_BS)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
+    out = _kept(out, some_BT)  # cuDNN's is the mean of all values there
     return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 
@@ -109,6 +109,7 @@ def _backward(softcap: float, by: str, statistics: bool, residuals: tuple, cotan
     d_out, d_lse = cotangents[:2]
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    delta = jnp.where((start < end)[:, :, None], delta, 0.0)  # of what sees nothing they may be anything
     grads = _on("backward", by, q, k, v, KeyRanges(start, end), lse, delta, d_out, softcap=softcap, results=3)
     return *grads, None, None
 
@@ -160,7 +161,7 @@ def _on_tpu(
 
     if _is_one_query(way, q, k):
         return _of_one_query(tpu.decode, q, k, v, ranges, **options)
-    q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
+    q, k, v, rest = _only_what_is_seen(way, q, k, v, ranges, rest)
     tiling = tpu.tiling_for(q.shape[3], q.dtype, max(q.shape[1], k.shape[1]), device=target().kind)
     return getattr(tpu, way)(q, k, v, ranges, *rest, tiling=tiling, **options)
 
@@ -169,12 +170,12 @@ def _on_hopper(
     way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, results: int, **options: Any
 ) -> Any:
     from pallas_kernels.hopper.backward import backward
-    from pallas_kernels.hopper.decode import decode
+    from pallas_kernels.hopper.decode import ROWS, decode
     from pallas_kernels.hopper.forward import forward
 
-    if _is_one_query(way, q, k) and q.shape[-1] in HEAD_WIDTHS:
+    if _is_one_query(way, q, k) and q.shape[-1] in HEAD_WIDTHS and q.shape[2] <= k.shape[2] * ROWS:
         return _of_one_query(decode, q, k, v, ranges, **options)
-    q, k, v, rest = _only_what_is_seen(q, k, v, ranges, rest)
+    q, k, v, rest = _only_what_is_seen(way, q, k, v, ranges, rest)
     width = q.shape[-1]
     filled = next(size for size in HEAD_WIDTHS if width <= size)
     wide = [jnp.pad(x, [(0, 0)] * 3 + [(0, filled - width)]) if x.ndim == 4 else x for x in (q, k, v, *rest)]
@@ -184,13 +185,20 @@ def _on_hopper(
     return tuple(x[..., :width] if x.ndim == 4 else x for x in found)
 
 
-def _only_what_is_seen(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, rest: tuple) -> tuple:
-    """Zeros for keys and values outside of what the queries of a row see, and for queries that see nothing, with their
-    gradients: a product gives them the weight 0, and 0 * NaN is NaN."""
+def _only_what_is_seen(
+    way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, rest: tuple
+) -> tuple[jax.Array, jax.Array, jax.Array, tuple]:
+    """Zeros in what a kernel multiplies by the weight 0, as 0 * NaN is NaN: values outside of what the queries of a row see on
+    the way forward; backward keys outside of it, and queries that see nothing, with their gradients.
+
+    Scores and their gradients of what is not seen are replaced in the kernels, so that the rest may hold anything.
+    """
     seen_BS, some_BT = ranges.hull(k.shape[1]), ranges.start_BT < ranges.end_BT
+    if way == "forward":
+        return q, k, _kept(v, seen_BS), rest
+    *rows, d_out = rest
+    return _kept(q, some_BT), _kept(k, seen_BS), v, (*rows, _kept(d_out, some_BT))
 
-    def kept(x: jax.Array, where: jax.Array) -> jax.Array:
-        return jnp.where(where[:, :, None, None], x, jnp.zeros_like(x))
 
-    rest = tuple(kept(x, some_BT) if x.ndim == 4 else x for x in rest)
-    return kept(q, some_BT), kept(k, seen_BS), kept(v, seen_BS), rest
+def _kept(x: jax.Array, where: jax.Array) -> jax.Array:
+    return jnp.where(where[:, :, None, None], x, jnp.zeros_like(x))

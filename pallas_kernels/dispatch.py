@@ -1,7 +1,7 @@
 """Which computation of attention a program is compiled with: chosen when it is traced, and said in words.
 
 The device is the one that the program is for: that of the mesh in use, or of `jax.sharding.use_abstract_mesh` where a program
-is made for a device that is not here, else the first of this process.
+is made for a device that is not here, else `jax.default_device`, else the first of this process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def target() -> Target:
     """The device that what is traced now is for."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
-        first = jax.devices()[0]
+        first = jax.config.jax_default_device or jax.devices()[0]
+        first = jax.devices(first)[0] if isinstance(first, str) else first
         return Target(first.platform, first.device_kind)
     return Target({"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform), device.device_kind)
 

@@ -87,13 +87,14 @@ def gradients_of_keys_and_values(
                     lse = plgpu.load(rows_smem.at[slot, 0], layout=warpgroup.COLUMNS)
                     x, factor = warpgroup.in_base_2(scores, scale, softcap)
                     weights = jnp.exp2(x * factor - over_rows(lse, shape))
-                    if masked:
-                        start, end = (plgpu.load(ranges_smem.at[slot, i], layout=warpgroup.COLUMNS) for i in range(2))
-                        weights = jnp.where(warpgroup.seen(start, end, first_key, shape, keys_axis=0), weights, 0.0)
                     delta = plgpu.load(rows_smem.at[slot, 1], layout=warpgroup.COLUMNS)
                     d_scores = weights * (d_weights - over_rows(delta, shape))
                     if softcap:
                         d_scores = d_scores * (1.0 - x * x)
+                    if masked:
+                        start, end = (plgpu.load(ranges_smem.at[slot, i], layout=warpgroup.COLUMNS) for i in range(2))
+                        counts = warpgroup.seen(start, end, first_key, shape, keys_axis=0)
+                        d_scores, weights = (jnp.where(counts, x, 0.0) for x in (d_scores, weights))
                     left = [warpgroup.operand(w.astype(dtype), s) for w, s in zip((d_scores, weights), stage, strict=True)]
 
                     def add_both(d_k: Any, d_v: Any) -> None:

@@ -79,17 +79,17 @@ def gradient_of_queries(
                 step, shape = tile - lo, (queries, width)
                 slot = k_ring.slot(step)
                 k_ring.wait(step)
-                x, factor = warpgroup.in_base_2(warpgroup.product(q, k_smem.at[slot], shape), scale, softcap)
-                weights = jnp.exp2(x * factor - over_columns(lse, shape))
-                if masked:  # where nothing is seen the exponential may be infinite
-                    weights = jnp.where(warpgroup.seen(start, end, tile * width, shape, keys_axis=1), weights, 0.0)
-                if softcap:
-                    weights = weights * (1.0 - x * x)
                 v_ring.wait(step)
-                d_weights = warpgroup.product(d_out, v_smem.at[slot], shape)
+                scores, d_weights = warpgroup.products((q, k_smem.at[slot]), (d_out, v_smem.at[slot]), shape=shape)
                 v_ring.give_back(step)
+                x, factor = warpgroup.in_base_2(scores, scale, softcap)
+                d_scores = jnp.exp2(x * factor - over_columns(lse, shape)) * (d_weights - over_columns(delta, shape))
+                if softcap:
+                    d_scores = d_scores * (1.0 - x * x)
+                if masked:  # where nothing is seen it may be infinite, or NaN
+                    d_scores = jnp.where(warpgroup.seen(start, end, tile * width, shape, keys_axis=1), d_scores, 0.0)
                 stage = [x.at[wg] for x in staged]
-                operand = warpgroup.operand((weights * (d_weights - over_columns(delta, shape))).astype(dtype), stage)
+                operand = warpgroup.operand(d_scores.astype(dtype), stage)
                 [d_q] = warpgroup.summed(lambda ref: plgpu.wgmma(ref, operand, k_smem.at[slot, half]), d_q, staged=stage)
                 k_ring.give_back(step)
                 return d_q

@@ -22,7 +22,7 @@ from pallas_kernels.ranges import KeyRanges, Tiles
 LOG2E = math.log2(math.e)
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one value per row of a product
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
-MEMORY_REGISTERS = 32  # of the 512 that the warpgroups of a block have between them, for each thread
+MEMORY_REGISTERS = 24  # for each thread of the warpgroup that copies: the least there may be
 
 
 def matrix(*shape: int, dtype: Any) -> Any:
@@ -68,9 +68,19 @@ def padded(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % 8), (0, 0), (0, 0))) if x.shape[1] % 8 else x
 
 
+def registers(warpgroups: int) -> int:
+    """For each thread of so many warpgroups, of those that a block is started with: they are had in eights."""
+    return 65536 // (128 * warpgroups) // 8 * 8
+
+
 def compute_registers(warpgroups: int) -> int:
-    """For each thread of so many warpgroups that compute, beside the one that copies; they are had in eights."""
-    return min(256, (512 - MEMORY_REGISTERS) // warpgroups // 8 * 8)
+    """For each thread of so many warpgroups that compute, once the one that copies has given up what it does not need.
+
+    What they ask for between them must not be more than what the block was started with: an increase waits until there are so
+    many (PTX ISA, setmaxnreg), here for ever. The interpreter knows no registers.
+    """
+    rest = registers(warpgroups + 1) * (warpgroups + 1) - MEMORY_REGISTERS
+    return min(256, rest // warpgroups) // 8 * 8
 
 
 def split(head_width: int) -> tuple[int, int]:

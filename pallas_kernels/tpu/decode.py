@@ -42,13 +42,14 @@ def decode(
     what lies elsewhere in its pages is not read into a result, whatever it is.
     """
     B, N, H = q_BNH.shape
-    (_, S, K, _), M = k_PSKH.shape, blocks_BM.shape[1]
+    (P, S, K, _), M = k_PSKH.shape, blocks_BM.shape[1]
     q_BKGH = filled(q_BNH.reshape(B, K, N // K, H), 2, ROWS)
     G = q_BKGH.shape[2]
 
     def page(b: Any, m: Any, blocks: Any, start: Any, end: Any) -> tuple:
         last = jnp.maximum((end[b] + S - 1) // S - 1, 0)
-        return blocks[b, jnp.clip(m, jnp.minimum(start[b] // S, last), last)], 0, 0, 0
+        block = blocks[b, jnp.clip(m, jnp.minimum(start[b] // S, last), last)]
+        return jnp.clip(block, 0, P - 1), 0, 0, 0  # of a sequence that sees nothing it may be anything
 
     of_sequence = pl.BlockSpec((None, K, G, H), lambda b, m, *_: (b, 0, 0, 0))
     out, lse = pl.pallas_call(

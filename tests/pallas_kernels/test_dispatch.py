@@ -137,7 +137,7 @@ def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(re
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, cpu, default: default(*xs))
     expected = both(ranges, q, k, v, d_out, d_lse, "auto")
     bad = [x.at[:, 50:].set(poison).at[:, :2].set(poison) for x in (k, v)]
-    found = both(ranges, q.at[:, 5:8].set(poison), *bad, d_out, d_lse, "auto")
+    found = both(ranges, q.at[:, 5:8].set(poison), *bad, d_out.at[:, 5:8].set(poison), d_lse.at[:, 5:8].set(poison), "auto")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 

@@ -26,7 +26,8 @@ def test_a_head_of_another_width_is_filled_up_and_what_no_query_sees_leaks_into_
     x = inputs(1, 70, 90, 2, 1, 40, jnp.bfloat16)
     ranges = causal(1, 70, 80)
     ranges = ranges._replace(end_BT=ranges.end_BT.at[:, 3].set(0))
-    bad = x._replace(q=x.q.at[:, 3].set(jnp.nan), k=x.k.at[:, 80:].set(jnp.inf), v=x.v.at[:, 80:].set(jnp.nan))
+    bad = x._replace(k=x.k.at[:, 80:].set(jnp.inf), v=x.v.at[:, 80:].set(jnp.nan))
+    bad = bad._replace(**{name: getattr(x, name).at[:, 3].set(jnp.nan) for name in ("q", "d_out", "d_lse")})
 
     @jax.jit
     def both(q, k, v, d_out, d_lse):
