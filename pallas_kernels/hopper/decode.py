@@ -4,12 +4,16 @@ Reading the cache is what takes the time, so that the query heads of a group sha
 of one matrix product, filled up to the 64 that it takes. Every split returns its output in float32 with its log-sum-exp, and
 they are combined by these (Dao et al. 2023, Flash-Decoding).
 
+A split is one warpgroup's. A block of threads has as many of these as registers and shared memory allow, so that one waits for
+its exponentials while the other multiplies, and one more that has the keys and values of all copied.
+
 Axes: B sequence, N query head, K key/value head, G query heads per key/value head, H head width, P page, S key of a page,
 M page of a sequence, X split.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -26,8 +30,9 @@ from pallas_kernels.results import made
 
 ROWS = 64  # of a product
 KEYS = 64  # of a tile: the least that a product takes as its inner axis
-BLOCKS = 2 * 132  # of threads, to give every multiprocessor of the card two
-STAGES = {64: 4, 128: 3, 256: 2}  # of the ring, by head width
+BLOCKS = 132  # of threads that run at once: shared memory leaves room for one on a multiprocessor
+WARPGROUPS = {64: 2, 128: 2, 256: 1}  # of a block that compute, by head width
+STAGES = {64: 5, 128: 3, 256: 2}  # of each of them
 PEAK = 0.1 * MASKED
 
 
@@ -48,8 +53,8 @@ def decode(
 
     Key s of sequence b is key s % S of page block_tables_BM[b, s // S]. Pages past the length, and keys of the last page past
     it, may hold anything, NaN included. S: a multiple of 8 that divides 64, or a multiple of 64; N: at most 64 K; H: 64, 128 or
-    256; q, k, v: bfloat16 or float16; ValueError for other S and N. splits: None for as many as keep the card busy; how many
-    they are alters the last bits of sums.
+    256; q, k, v: bfloat16 or float16; ValueError for other S and N. splits: at least so many; None for as many as keep the card
+    busy. How many they are alters the last bits of sums.
     """
     B, N, H = q_BNH.shape
     P, S, K = k_pages_PSKH.shape[:3]
@@ -57,26 +62,35 @@ def decode(
     if G > ROWS or (KEYS % S and S % KEYS) or S % 8:
         expected = f"at most {ROWS} query heads per key head, and pages of 8, 16, 32 or n * {KEYS} keys"
         raise ValueError(f"decode: expected {expected}, found {G} and {S}")
-    splits = splits or splits_for(B * K, pl.cdiv(M * S, KEYS))
-    chunk, kept, stages = min(S, KEYS), pl.cdiv(G, 8) * 8, STAGES[H]
+    warpgroups, stages = WARPGROUPS[H], STAGES[H]
+    blocks = pl.cdiv(splits, warpgroups) if splits else splits_for(B * K, pl.cdiv(M * S, KEYS * warpgroups))
+    splits, chunk, kept = blocks * warpgroups, min(S, KEYS), pl.cdiv(G, 8) * 8
     starts, ends = jnp.clip(starts_B, 0), jnp.clip(lengths_B, 0, M * S)
     plan_BX4 = _plan(starts, ends, splits)
     dtype = q_BNH.dtype
 
     def kernel(*refs: Any) -> None:
-        q_ref, k_ref, v_ref, table_ref, bounds_ref, plan_ref, out_ref, lse_ref, smem, (own, k_barriers, v_barriers) = refs
+        q_ref, k_ref, v_ref, table_ref, bounds_ref, plan_ref, out_ref, lse_ref, smem, barriers = refs
+        own, k_barriers, v_barriers, done = barriers
         q_smem, v_smem, lse_smem, (k_smem, out_smem), *staged = smem
-        k_ring, v_ring = Ring(stages, *k_barriers), Ring(stages, *v_barriers)
-        batch, split, kv_head = (lax.axis_index(name) for name in ("batch", "splits", "heads"))
-        lo, full_first, full_last, hi = (plan_ref[batch, split, i] for i in range(4))
+        k_ring, v_ring = (Ring(stages * warpgroups, *pair) for pair in (k_barriers, v_barriers))
+        batch, kv_head, wg = (lax.axis_index(name) for name in ("batch", "heads", "wg"))
+        first_split = warpgroups * lax.axis_index("splits")
 
-        @pl.when(lax.axis_index("wg") == 0)
+        def step_of(i: jax.Array, wg: Any) -> jax.Array:
+            """Of the i-th tile of a warpgroup: they take turns in the stages, each has its own."""
+            return warpgroups * i + wg
+
+        @pl.when(wg < warpgroups)
         def _compute() -> None:
             first, last = bounds_ref[batch, 0], bounds_ref[batch, 1]
+            split = first_split + wg
+            lo, full_first, full_last, hi = (plan_ref[batch, split, i] for i in range(4))
+            stage = [x.at[wg] for x in staged]
             plgpu.barrier_wait(own)
 
             def attend(tile: jax.Array, carry: tuple, masked: bool) -> tuple:
-                step = tile - lo
+                step = step_of(tile - lo, wg)
                 sums, peak, total = carry
                 k_ring.wait(step)
 
@@ -103,8 +117,8 @@ def decode(
                         counts = _within(tile, first, last, held.shape, keys_axis=0)
                         part[...] = jnp.where(counts, held, jnp.zeros_like(held))
                     plgpu.commit_smem()
-                operand = warpgroup.operand(weights.astype(dtype), staged)
-                [sums] = warpgroup.summed(lambda ref: plgpu.wgmma(ref, operand, values), sums, staged=staged)
+                operand = warpgroup.operand(weights.astype(dtype), stage)
+                [sums] = warpgroup.summed(lambda ref: plgpu.wgmma(ref, operand, values), sums, staged=stage)
                 v_ring.give_back(step)
                 return sums, higher, total
 
@@ -117,45 +131,56 @@ def decode(
             sums, peak, total = lax.fori_loop(full_last, hi, masked, carry)
             empty = total == 0.0
             safe = jnp.where(empty, 1.0, total)
-            out_smem[...] = sums * over_columns(1.0 / safe, sums.shape)
-            lse_smem[...] = jnp.where(empty, MASKED, (peak + jnp.log2(safe)) / warpgroup.LOG2E)
+            plgpu.barrier_arrive(done)
+            plgpu.barrier_wait(done)  # nobody reads keys any more, whose place the output takes
+            out_smem.at[wg][...] = sums * over_columns(1.0 / safe, sums.shape)
+            lse_smem.at[wg][...] = jnp.where(empty, MASKED, (peak + jnp.log2(safe)) / warpgroup.LOG2E)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(0, kept)], out_ref.at[batch, kv_head, split])
-            plgpu.copy_smem_to_gmem(lse_smem, lse_ref.at[batch, kv_head, split])
+            plgpu.copy_smem_to_gmem(out_smem.at[wg, pl.ds(0, kept)], out_ref.at[batch, kv_head, split])
+            plgpu.copy_smem_to_gmem(lse_smem.at[wg], lse_ref.at[batch, kv_head, split])
             plgpu.wait_smem_to_gmem(0)
 
-        @pl.when(lax.axis_index("wg") == 1)
+        @pl.when(wg == warpgroups)
         def _copy() -> None:
             plgpu.copy_gmem_to_smem(q_ref.at[batch, kv_head], q_smem, own)
+            starts = [plan_ref[batch, first_split + w, 0] for w in range(warpgroups)]
+            counts = [plan_ref[batch, first_split + w, 3] - lo for w, lo in enumerate(starts)]
 
-            @pl.loop(0, hi - lo)
-            def _fill(step: jax.Array) -> None:
+            def fill(tile: jax.Array, step: jax.Array) -> None:
                 for ring, ref, smem in ((k_ring, k_ref, k_smem), (v_ring, v_ref, v_smem)):
                     ring.free(step)
                     slot = ring.slot(step)
                     for first in range(0, KEYS, chunk):
-                        key = (lo + step) * KEYS + first
+                        key = tile * KEYS + first
                         page = table_ref[batch, jnp.minimum(lax.div(key, jnp.int32(S)), M - 1)]
                         page = jnp.clip(page, 0, P - 1)  # beyond the length it may be anything
                         part = (page, pl.ds(lax.rem(key, jnp.int32(S)), chunk), kv_head)
                         plgpu.copy_gmem_to_smem(ref.at[part], smem.at[slot, pl.ds(first, chunk)], ring.ready.at[slot])
 
-            k_ring.drain(hi - lo)
-            v_ring.drain(hi - lo)
+            @pl.loop(0, functools.reduce(jnp.maximum, counts))
+            def _fill(i: jax.Array) -> None:
+                for w in range(warpgroups):
+                    pl.when(i < counts[w])(functools.partial(fill, starts[w] + i, step_of(i, w)))
+
+            for w, count in enumerate(counts):
+
+                @pl.loop(jnp.maximum(count - stages, 0), count)
+                def _drain(i: jax.Array, w: int = w) -> None:
+                    for ring in (k_ring, v_ring):
+                        plgpu.barrier_wait(ring.used.at[ring.slot(step_of(i, w))])
 
     interpreted = warpgroup.interpreter(interpret)
-    tiles = warpgroup.matrix(stages, KEYS, H, dtype=dtype)
-    # The output takes the place of the keys, so that two blocks have room on a multiprocessor.
-    over = (tiles, plgpu.SMEM((ROWS, H), jnp.float32))
+    tiles = warpgroup.matrix(stages * warpgroups, KEYS, H, dtype=dtype)
+    over = (tiles, plgpu.SMEM((warpgroups, ROWS, H), jnp.float32))
     smem = [
         warpgroup.matrix(ROWS, H, dtype=dtype),
         tiles,
-        plgpu.SMEM((ROWS,), jnp.float32),
+        plgpu.SMEM((warpgroups, ROWS), jnp.float32),
         over if interpreted else plgpu.RefUnion(*over),
     ]
     if interpreted:
-        smem.append(warpgroup.matrix(ROWS, KEYS, dtype=dtype))
-    ring = Ring.barriers(stages, copies=KEYS // chunk, warpgroups=1)
+        smem.append(warpgroup.matrix(warpgroups, ROWS, KEYS, dtype=dtype))
+    ring = Ring.barriers(stages * warpgroups, copies=KEYS // chunk, warpgroups=1)
     q_BKGH = jnp.pad(q_BNH.reshape(B, K, G, H), ((0, 0), (0, 0), (0, ROWS - G), (0, 0)))
     out_BKXGH, lse_BKXG = plgpu.kernel(
         kernel,
@@ -163,10 +188,10 @@ def decode(
             made((B, K, splits, kept, H), jnp.float32, q_BNH),
             made((B, K, splits, ROWS), jnp.float32, q_BNH),
         ),
-        scratch_types=(tuple(smem), (plgpu.Barrier(), ring, ring)),
-        grid=(B, splits, K),
+        scratch_types=(tuple(smem), (plgpu.Barrier(), ring, ring, plgpu.Barrier(num_arrivals=warpgroups))),
+        grid=(B, blocks, K),
         grid_names=("batch", "splits", "heads"),
-        num_threads=2,
+        num_threads=warpgroups + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpreted,

@@ -95,7 +95,7 @@ def test_sizes_that_do_not_fit_are_refused(kernel):
 
 
 def test_keys_are_split_so_that_no_few_blocks_are_left_over():
-    assert splits_for(64, 512) == 4  # 256 of the 264 blocks that run at once; 5 would leave 56 for a second round
-    assert splits_for(264, 512) == 1
+    assert splits_for(64, 256) == 2  # 128 of the 132 blocks that run at once; 3 would leave 60 for a second round
+    assert splits_for(132, 512) == 1
     for rows in (1, 3, 40, 200, 700):
         assert 1 <= splits_for(rows, 7) <= 7
