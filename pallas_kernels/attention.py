@@ -36,18 +36,45 @@ def attention(
     `pallas_kernels.dispatch.chosen`. statistics: False leaves peak and mean out, as None, which saves Hopper's kernel two
     operations for every score. Keys and values before the first or after the last that a query of the row sees are not read
     into a result, whatever they hold; nor are queries that see nothing.
-    Raises ValueError where N is no multiple of K, or where a kernel is asked for that there is none of. Source: Vaswani et al.
-    2017, section 3.2.1; grouped queries: Ainslie et al. 2023.
+    Differentiable once. Raises ValueError for shapes and dtypes that do not fit, for a softcap that is no number from 0 on, and
+    where a kernel is asked for that there is none of. Source: Vaswani et al. 2017, section 3.2.1; grouped queries: Ainslie et
+    al. 2023.
     """
-    N, K = q_BTNH.shape[2], k_BSKH.shape[2]
-    if N % K:
-        raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
-    by, ranges = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3]), ranges.within(k_BSKH.shape[1])
+    _checked(q_BTNH, k_BSKH, v_BSKH, ranges, softcap)
+    by, ranges = _chosen(kernel, q_BTNH), ranges.within(k_BSKH.shape[1])
     if by == "cudnn":
         found = _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
         return found if statistics else found._replace(peak_BTN=None, mean_BTN=None)
     out, lse, *rest = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by, statistics)
     return Attended(out, lse, *jax.lax.stop_gradient(rest or (None, None)))
+
+
+def _checked(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, softcap: float) -> None:
+    """Raises ValueError for what does not fit together."""
+    shapes = [list(x.shape) for x in (q, k, v, *ranges)]
+    dtypes = [str(x.dtype) for x in (q, k, v, *ranges)]
+    if [len(shape) for shape in shapes] != [4, 4, 4, 2, 2]:
+        raise ValueError(f"attention: expected q [B, T, N, H], k and v [B, S, K, H] and ranges [B, T], found {shapes}")
+    (B, T, N, H), (_, S, K, _) = shapes[:2]
+    if shapes[1:] != [[B, S, K, H]] * 2 + [[B, T]] * 2:
+        expected = f"k and v {[B, S, K, H]} and ranges {[B, T]} with q {[B, T, N, H]}"
+        raise ValueError(f"attention: expected {expected}, found {shapes[1:]}")
+    if not min(B, T, S, N, K, H):
+        raise ValueError(f"attention: expected at least one of everything, found q {shapes[0]}, k and v {shapes[1]}")
+    if N % K:
+        raise ValueError(f"attention: expected query heads in multiples of the {K} key/value heads, found {N}")
+    if len({*dtypes[:3]}) > 1 or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"attention: expected q, k and v of one floating dtype, found {', '.join(dtypes[:3])}")
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) for x in ranges):
+        raise ValueError(f"attention: expected integer ranges, found {', '.join(dtypes[3:])}")
+    if isinstance(softcap, jax.core.Tracer) or not 0.0 <= softcap < float("inf"):
+        raise ValueError(f"attention: expected a softcap that is known when traced, 0 (off) or more, found {softcap}")
+
+
+def _chosen(kernel: Kernel, q: jax.Array) -> str:
+    """As `chosen` says; one that is asked for by its name is there for its device only."""
+    by = chosen(kernel, q.dtype, q.shape[3])
+    return f"{by} only" if kernel == "pallas" else by
 
 
 def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, softcap: float) -> Attended:
@@ -97,7 +124,8 @@ def attention_gradients(
     out and lse may be those of more keys than are given here: then the gradients are the part of these keys. Raises ValueError
     for cuDNN, which has none of parts.
     """
-    by = chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3])
+    _checked(q_BTNH, k_BSKH, v_BSKH, ranges, softcap)
+    by = _chosen(kernel, q_BTNH)
     if by == "cudnn":
         raise ValueError("attention: cuDNN has no gradients of parts; take auto or reference")
     ranges = ranges.within(k_BSKH.shape[1])
@@ -120,8 +148,11 @@ _attention.defvjp(_forward, _backward)
 def _on(
     way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, softcap: float, results: int
 ) -> Any:
-    """The first `results` of `forward` or `backward` by the computation that was chosen; by XLA on any other device than it was
-    chosen for."""
+    """The first `results` of `forward` or `backward` by the computation that was chosen.
+
+    A program that is compiled for another device than it was traced for has XLA's there, unless the kernel is asked for.
+    """
+    by, *only = by.split()
     options = {"scale": q.shape[-1] ** -0.5, "softcap": softcap}
 
     def plain(*operands: Any) -> tuple:
@@ -132,7 +163,7 @@ def _on(
 
     if by == "xla":
         return plain(q, k, v, ranges, *rest)
-    branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}
+    branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": None if only else plain}
     return jax.lax.platform_dependent(q, k, v, ranges, *rest, **branches)
 
 

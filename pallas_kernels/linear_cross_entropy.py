@@ -48,6 +48,8 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: expected x and head of one dtype and integer labels, found {found}")
     if not 0 < vocab <= V:
         raise ValueError(f"linear_cross_entropy: expected a vocabulary of 1 to {V} ids, found {vocab}")
+    if isinstance(softcap, jax.core.Tracer) or not 0.0 <= softcap < float("inf"):
+        raise ValueError(f"linear_cross_entropy: expected a softcap that is known when traced, 0 or more, found {softcap}")
     by = chosen_for_head(kernel, x_TD.dtype, D)
     lse_T, label_T = _parts(x_TD, head_VD, labels_T.astype(jnp.int32), vocab, softcap, by)
     known_T = (labels_T >= 0) & (labels_T < vocab)

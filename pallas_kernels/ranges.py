@@ -31,7 +31,7 @@ class KeyRanges(NamedTuple):
 
     def within(self, keys: int) -> KeyRanges:
         """The same over the keys that there are, 0 .. keys: a range that holds none of them is empty."""
-        return KeyRanges(*(jnp.clip(bound, 0, keys).astype(jnp.int32) for bound in self))
+        return KeyRanges(*(jnp.clip(bound.astype(jnp.int32), 0, keys) for bound in self))
 
     def hull(self, keys: int) -> jax.Array:
         """[B, S]: whether a key lies between the first and the last that any query of its row sees, of ranges `within` them."""

@@ -16,6 +16,8 @@ from pallas_kernels.ranges import KeyRanges
 
 # Finite, so that a row without keys gives exp(0) and not NaN; the row is zeroed afterwards.
 MASKED = -1e30
+# Where a running maximum begins: above what is masked, whose exponential then is 0.
+LOWEST = 0.1 * MASKED
 
 
 class Attended(NamedTuple):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ranges import KeyRanges
-from pallas_kernels.reference import MASKED, matmul_precision
+from pallas_kernels.reference import LOWEST, MASKED, matmul_precision
 
 TILE = 1 << 18  # scores of a tile on a CPU, over all heads: what the caches of two cores hold
 QUERIES = 512  # of a tile elsewhere, by all keys
@@ -179,7 +179,7 @@ def _forward_row(
 
         # The first peak is above that of keys which do not count, so that exp gives them the weight 0.
         rows = jnp.zeros_like(q[..., :1], jnp.float32)
-        nothing = (jnp.zeros_like(q, jnp.float32), rows + 0.1 * MASKED, rows, rows)
+        nothing = (jnp.zeros_like(q, jnp.float32), rows + LOWEST, rows, rows)
         out, peak, total, moment = _over_keys(over_keys, start, end, len(k), keys, nothing)
         empty = total == 0.0
         safe = jnp.where(empty, 1.0, total)

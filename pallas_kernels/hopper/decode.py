@@ -25,7 +25,7 @@ from jax import lax
 
 from pallas_kernels.hopper import warpgroup
 from pallas_kernels.hopper.warpgroup import Ring, over_columns
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 
 ROWS = 64  # of a product
@@ -33,7 +33,6 @@ KEYS = 64  # of a tile: the least that a product takes as its inner axis
 BLOCKS = 132  # of threads that run at once: shared memory leaves room for one on a multiprocessor
 WARPGROUPS = {64: 2, 128: 2, 256: 1}  # of a block that compute, by head width
 STAGES = {64: 5, 128: 3, 256: 2}  # of each of them
-PEAK = 0.1 * MASKED
 
 
 def decode(
@@ -125,7 +124,7 @@ def decode(
             def masked(tile: jax.Array, carry: tuple) -> tuple:
                 return attend(tile, carry, True)
 
-            carry = warpgroup.zeros(ROWS, H), warpgroup.filled(ROWS, PEAK), warpgroup.filled(ROWS, 0.0)
+            carry = warpgroup.zeros(ROWS, H), warpgroup.filled(ROWS, LOWEST), warpgroup.filled(ROWS, 0.0)
             carry = lax.fori_loop(lo, full_first, masked, carry)
             carry = lax.fori_loop(full_first, full_last, lambda tile, carry: attend(tile, carry, False), carry)
             sums, peak, total = lax.fori_loop(full_last, hi, masked, carry)

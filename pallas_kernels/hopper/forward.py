@@ -20,11 +20,10 @@ from pallas_kernels.hopper import warpgroup
 from pallas_kernels.hopper.tiling import Tiling
 from pallas_kernels.hopper.warpgroup import Ring, over_columns
 from pallas_kernels.ranges import KeyRanges, key_tiles
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 
 WARPGROUPS = 2
-PEAK = 0.1 * MASKED  # before the first key: above those that do not count, so that exp2 gives them the weight 0
 
 
 def forward(
@@ -130,7 +129,7 @@ def forward(
                 return sums, higher, total, moment
 
             nothing = warpgroup.filled(size, 0.0)
-            carry = (warpgroup.zeros(size, H), warpgroup.filled(size, PEAK), nothing, nothing)
+            carry = (warpgroup.zeros(size, H), warpgroup.filled(size, LOWEST), nothing, nothing)
             sums, peak, total, moment = warpgroup.walk(bounds, attend, skip, carry)
             pl.when(wg == 0)(change)
 

@@ -22,13 +22,12 @@ from jax import lax
 from pallas_kernels.hopper import warpgroup
 from pallas_kernels.hopper.decode import splits_for
 from pallas_kernels.hopper.warpgroup import Ring, over_columns
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 
 WARPGROUPS = 2
 ROWS, IDS, COLUMNS, STAGES = 64, 256, 64, 4  # of a warpgroup's tile of logits, of one copy, and copies on their way or in use
 BLOCKS = 132  # of threads that run at once: their shared memory leaves room for one on a multiprocessor
-PEAK = 0.1 * MASKED  # above what does not count, which then has the weight 0
 
 
 def logsumexp(
@@ -93,7 +92,7 @@ def logsumexp(
                 weights = jnp.exp2(y * factor - over_columns(higher, y.shape))
                 return higher, total * jnp.exp2(peak - higher) + jnp.sum(weights, axis=1)
 
-            carry = warpgroup.filled(ROWS, PEAK), warpgroup.filled(ROWS, 0.0)
+            carry = warpgroup.filled(ROWS, LOWEST), warpgroup.filled(ROWS, 0.0)
             carry = lax.fori_loop(lo, full, lambda tile, carry: add(tile, carry, False), carry)
             peak, total = lax.fori_loop(full, jnp.maximum(lo, hi), lambda tile, carry: add(tile, carry, True), carry)
             empty = total == 0.0

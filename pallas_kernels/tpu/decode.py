@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 from pallas_kernels.tpu.tiling import LANES, filled, product
 
@@ -94,7 +94,7 @@ def _kernel(
     @pl.when(m == 0)
     def begin() -> None:
         sum_KGH[...] = jnp.zeros_like(sum_KGH)
-        peak_KG1[...] = jnp.full_like(peak_KG1, 0.1 * MASKED)
+        peak_KG1[...] = jnp.full_like(peak_KG1, LOWEST)
         total_KG1[...] = jnp.zeros_like(total_KG1)
 
     @pl.when((m * S < end[b]) & ((m + 1) * S > start[b]) & (start[b] < end[b]))

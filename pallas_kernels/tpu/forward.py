@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ranges import KeyRanges, key_tiles
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 from pallas_kernels.tpu.tiling import Tiling, filled, fitted, masked, product, scores_of, seen_by
 
@@ -114,8 +114,7 @@ def _kernel(
     @pl.when(step == 0)
     def begin() -> None:
         sum_HT[...] = jnp.zeros_like(sum_HT)
-        # Above the score of keys that do not count, so that exp gives them the weight 0.
-        peak_1T[...] = jnp.full_like(peak_1T, 0.1 * MASKED)
+        peak_1T[...] = jnp.full_like(peak_1T, LOWEST)
         total_1T[...] = jnp.zeros_like(total_1T)
         moment_1T[...] = jnp.zeros_like(moment_1T)
 

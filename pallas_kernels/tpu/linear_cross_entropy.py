@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.reference import MASKED
+from pallas_kernels.reference import LOWEST, MASKED
 from pallas_kernels.results import made
 from pallas_kernels.tpu.tiling import filled, fitted, product, scores_of
 
@@ -142,7 +142,7 @@ def _logsumexp(limit: Any, x: Any, head: Any, lse: Any, peak_1T: Any, total_1T: 
 
     @pl.when(j == 0)
     def begin() -> None:
-        peak_1T[...] = jnp.full_like(peak_1T, 0.1 * MASKED)  # above what does not count, which then has the weight 0
+        peak_1T[...] = jnp.full_like(peak_1T, LOWEST)
         total_1T[...] = jnp.zeros_like(total_1T)
 
     logits_VT, _, _ = _logits(x, head, j, limit, softcap)

@@ -52,16 +52,17 @@ def rows(table: str) -> tuple[Row, ...]:
 
 @functools.cache
 def digest(table: str) -> str:
-    """Eight hexadecimal digits of the table's SHA-256, for records: with other tiles results differ in their last bits."""
-    return hashlib.sha256(json.dumps(json.loads(_text(table)), sort_keys=True).encode()).hexdigest()[:8]
+    """Eight hexadecimal digits of a SHA-256 of which tiles are for what, for records: with others the last bits differ."""
+    told = [row._replace(source="") for row in rows(table)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def tiles(table: str, device: str, dtype: jax.typing.DTypeLike, width: int, length: int) -> dict[str, Any]:
-    """What the first row that fits says. device: as jax names its kind. Raises ValueError where none fits."""
+    """A copy of what the first row that fits says. device: as jax names its kind. Raises ValueError where none fits."""
     name = jnp.dtype(dtype).name
     for row in rows(table):
         if row.fits(device, name, width, length):
-            return row.tiles
+            return {way: list(numbers) for way, numbers in row.tiles.items()}
     widest = max((row.width or 0 for row in rows(table)), default=0)
     raise ValueError(
         f"tiles of attention: expected a row for {device}, {name}, heads of {width} and a length of {length} in "

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import attention, attention_gradients, attention_path, causal, tuning
+from pallas_kernels import KeyRanges, attention, attention_gradients, attention_path, causal, tuning
 from pallas_kernels.dispatch import Target, chosen, target
-from tests.pallas_kernels.operands import as_on_a_tpu, made_for, operands, some_ranges
+from tests.pallas_kernels.operands import TPUS, as_on_a_tpu, made_for, operands, some_ranges
 
 CPU, V5E = Target("cpu", "cpu"), Target("tpu", "TPU v5 lite")
 H200, A100 = Target("gpu", "NVIDIA H200"), Target("gpu", "NVIDIA A100-SXM4-80GB")
@@ -76,10 +77,74 @@ def test_by_cudnn_a_query_that_sees_nothing_gets_nothing_and_gradients_are_those
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, implementation, **options: real(*args, **options))
     found = both(ranges, q, k, v, d_out, d_lse, "cudnn")
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-5), found, expected)
+    narrow = some_ranges("causal")._replace(end_BT=jnp.minimum(some_ranges("causal").end_BT, 50).at[:, 5].set(0))
+    bad = [q.at[:, 5].set(jnp.nan), *(x.at[:, 50:].set(jnp.nan) for x in (k, v))]
+    of_bad = both(narrow, *bad, d_out.at[:, 5].set(jnp.nan), d_lse.at[:, 5].set(jnp.nan), "cudnn")
+    jax.tree.map(np.testing.assert_array_equal, of_bad, both(narrow, q, k, v, d_out, d_lse, "cudnn"))
     with pytest.raises(ValueError, match="no softcap, which cuDNN has not, found"):
         attention(q, k, v, ranges, softcap=2.0)
     with pytest.raises(ValueError, match="no gradients of parts"):
         attention_gradients(q, k, v, ranges, d_out, d_lse, d_out, d_lse)
+
+
+def changed(name, change):
+    """q, k, v and ranges that fit, but for one."""
+    q, k, v, *_ = operands(0)
+    given = {"q": q, "k": k, "v": v, "start": jnp.zeros((2, 40), jnp.int32), "end": jnp.full((2, 40), 56, jnp.int32)}
+    given[name] = change(given[name])
+    return given["q"], given["k"], given["v"], KeyRanges(given["start"], given["end"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("v", lambda x: x[:, :-1], r"expected k and v \[2, 56, 2, 16\] and ranges \[2, 40\] .* found"),
+        ("k", lambda x: x[..., :-1], r"expected k and v \[2, 56, 2, 16\]"),
+        ("end", lambda x: x[:, :2], r"ranges \[2, 40\]"),
+        ("start", lambda x: jnp.tile(x, (1, 2)), r"ranges \[2, 40\]"),
+        ("q", lambda x: x[0], r"expected q \[B, T, N, H\]"),
+        ("q", lambda x: x[:, :, :3], "multiples of the 2"),
+        ("v", lambda x: x.astype(jnp.bfloat16), "one floating dtype, found float32, float32, bfloat16"),
+        ("end", lambda x: x.astype(jnp.float32), "integer ranges, found int32, float32"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(name, change, found):
+    with pytest.raises(ValueError, match=found):
+        attention(*changed(name, change))
+
+
+def test_nothing_and_caps_that_are_none_are_refused():
+    q, k, v, *_ = operands(0)
+    none = causal(2, 0, 56)
+    with pytest.raises(ValueError, match="at least one of everything"):
+        attention(q[:, :0], k, v, none)
+    for cap in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="softcap"):
+            attention(q, k, v, some_ranges("causal"), softcap=cap)
+    with pytest.raises(ValueError, match="known when traced"):
+        jax.jit(lambda cap: attention(q, k, v, some_ranges("causal"), softcap=cap))(3.0)
+
+
+def test_ranges_of_few_bits_hold_as_they_are():
+    q, k, v, *_ = operands(0, S=300)
+    wide = KeyRanges(jnp.zeros((2, 40), jnp.int32), jnp.full((2, 40), 100, jnp.int32))
+    for ours, theirs in zip(
+        attention(q, k, v, KeyRanges(*(x.astype(jnp.int8) for x in wide))), attention(q, k, v, wide), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_kernel_that_is_asked_for_is_compiled_for_its_device_only():
+    q, k, v, *_ = operands(0)
+    for kernel, refused in (("pallas", True), ("auto", False)):
+        with made_for(TPUS[0]):
+            traced = jax.jit(functools.partial(attention, kernel=kernel)).trace(q, k, v, some_ranges("causal"))
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+        if refused:
+            with pytest.raises(Exception, match="platform"):
+                traced.lower(lowering_platforms=("cpu",))
+        else:
+            traced.lower(lowering_platforms=("cpu",))
 
 
 def test_an_unknown_wish_is_an_error():
@@ -141,10 +206,18 @@ def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(re
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_the_mesh_says_what_a_program_is_for():
+def test_the_mesh_says_what_a_program_is_for_then_the_default_device_then_the_first(monkeypatch):
+    cpu = jax.devices()[0]
+    mesh = jax.make_mesh((1,), ("data",), devices=[cpu])
     assert target() == CPU
     with made_for(Target("tpu", "TPU v6 lite")):
         assert target() == Target("tpu", "TPU v6 lite")
         assert attention_path("auto", "bfloat16", 64) == f"pallas, tpu, tiles {tuning.digest('tpu')}"
-    with jax.set_mesh(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])):
+    first = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [cpu if platform == "cpu" else first])
+    assert target() == H200
+    with jax.set_mesh(mesh):
         assert target() == CPU
+    for device in (cpu, "cpu"):
+        with jax.default_device(device):
+            assert target() == CPU

@@ -67,7 +67,7 @@ def near(path, found, expected, *, times=1.0):
     """Within a few roundings of the largest number: sums may be taken in another order."""
     for ours, theirs in zip(found, expected, strict=True):
         size = max(1.0, np.abs(theirs).max())
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=times * size * (2.0**-7 if path == "hopper" else 1e-5))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=times * size * (2.0**-8 if path == "hopper" else 1e-5))
 
 
 def test_many_random_ranges_are_those_of_float64(path):
@@ -143,5 +143,6 @@ def test_one_query_over_a_cache_is_the_last_row_of_a_prefill(path):
     filled = 100
     prefill = both(path, causal(B, S), q, k, v, d_out, d_lse)
     one = KeyRanges(jnp.zeros((B, 1), jnp.int32), jnp.full((B, 1), filled, jnp.int32))
-    found = jax.block_until_ready(jax.jit(attention)(q[:, filled - 1 : filled], k, v, one))
+    # A function of its own: of `attention` itself jax would take what it has traced on another path.
+    found = jax.block_until_ready(jax.jit(functools.partial(attention))(q[:, filled - 1 : filled], k, v, one))
     near(path, [np.asarray(x, np.float64)[:, 0] for x in found[:2]], [x[:, filled - 1] for x in prefill[:2]])

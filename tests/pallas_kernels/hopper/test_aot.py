@@ -24,6 +24,7 @@ from pallas_kernels.hopper.backward import backward
 from pallas_kernels.hopper.decode import decode
 from pallas_kernels.hopper.forward import forward
 from pallas_kernels.hopper.logsumexp import logsumexp
+from pallas_kernels.hopper.warpgroup import registers
 from tests.pallas_kernels.operands import H200 as TARGET
 from tests.pallas_kernels.operands import made_for
 
@@ -64,7 +65,10 @@ def spilled(device, capfd, monkeypatch):
         arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=one) for shape, dtype in shapes]
         with made_for(TARGET):
             jax.jit(function).trace(*arguments).lower().compile()
-        found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", "".join(capfd.readouterr()))
+        told = "".join(capfd.readouterr())
+        found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", told)
+        # What a block is started with is what its warpgroups have between them.
+        assert all(int(used) <= registers(3) for used in re.findall(r"Used (\d+) registers", told))
         if not found:
             pytest.skip("no ptxas: pip install nvidia-cuda-nvcc")
         return [int(stores) for _, stores in found]

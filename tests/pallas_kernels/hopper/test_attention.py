@@ -11,7 +11,9 @@ if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
 from pallas_kernels import attention, attention_float64, causal
-from tests.pallas_kernels.operands import as_on_a_hopper
+from pallas_kernels.dispatch import Target
+from pallas_kernels.hopper import Blocks, Tiling, warpgroup
+from tests.pallas_kernels.operands import H200, as_on_a_hopper, made_for
 
 
 @pytest.fixture
@@ -70,3 +72,34 @@ def test_one_query_over_a_cache_goes_by_the_kernel_for_that(inputs, plain, as_ne
     exact = attention_float64(x.q, x.k, x.v, *(np.asarray(a) for a in ranges))
     as_near_as(found.out_BTNH, exact.out_BTNH, plain(x, ranges)[0])
     np.testing.assert_allclose(found.lse_BTN, exact.lse_BTN, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("on_a_hopper")
+def test_tiles_are_those_for_the_width_the_length_and_the_device(inputs, monkeypatch):
+    asked = []
+
+    def tiling_for(width, dtype, length, *, device):
+        asked.append((width, jnp.dtype(dtype).name, length, device))
+        return Tiling(*[Blocks(64, 64, 2)] * 3)
+
+    module = importlib.import_module("pallas_kernels.attention")
+    monkeypatch.setattr(module, "tiling_for", tiling_for)
+    monkeypatch.setattr(module, "target", lambda: Target("gpu", "NVIDIA H200"))
+    x = inputs(1, 70, 90, 2, 1, 40, jnp.bfloat16)
+    jax.eval_shape(jax.grad(lambda q: attention(q, x.k, x.v, causal(1, 70, 90)).out_BTNH.astype("float32").sum()), x.q)
+    assert asked == [(64, "bfloat16", 90, "NVIDIA H200")] * 2
+
+
+def test_more_query_heads_than_the_kernel_for_one_query_takes_go_by_the_other():
+    with made_for(H200):
+        q, k = (jax.ShapeDtypeStruct((1, n, heads, 64), jnp.bfloat16) for n, heads in ((1, 128), (128, 1)))
+        traced = jax.jit(lambda q, k, v: attention(q, k, v, causal(1, 1, 128)).out_BTNH).trace(q, k, k)
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_warpgroups_ask_for_no_more_registers_than_their_block_was_started_with():
+    for computing in (2, 3):
+        asked = computing * warpgroup.compute_registers(computing) + warpgroup.MEMORY_REGISTERS
+        assert asked <= warpgroup.registers(computing + 1) * (computing + 1)
+        assert warpgroup.compute_registers(computing) > warpgroup.registers(computing + 1)
+    assert (warpgroup.registers(3), warpgroup.compute_registers(2)) == (168, 240)

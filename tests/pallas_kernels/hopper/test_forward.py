@@ -1,8 +1,6 @@
-"""The forward kernel in the interpreter against float64: every mask from one compilation, and what a missing wait does."""
+"""The forward kernel in the interpreter against float64: every mask from one compilation."""
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +78,7 @@ def test_scores_that_are_large_do_not_overflow(kernel, inputs, masks, plain, as_
     ("H", "dtype", "softcap", "statistics"),
     [
         (64, jnp.float16, 5.0, False),
-        pytest.param(128, jnp.bfloat16, 0.0, True, marks=pytest.mark.slow),
+        (128, jnp.bfloat16, 0.0, True),
         pytest.param(128, jnp.float16, 20.0, True, marks=pytest.mark.slow),
         pytest.param(256, jnp.bfloat16, 0.0, False, marks=pytest.mark.slow),
     ],
@@ -92,37 +90,3 @@ def test_every_width_is_that_of_float64(H, dtype, softcap, statistics, kernel, i
         found = kernel(H, dtype, softcap, statistics)(*x[:3], *ranges)
         assert len(found) == (4 if statistics else 2)
         check(found, x, ranges, softcap, plain, as_near_as)
-
-
-PLANTED = """
-import sys
-import jax, jax.numpy as jnp
-from jax.experimental.pallas import mosaic_gpu as plgpu
-from pallas_kernels.hopper import Blocks, Tiling, forward as module, warpgroup
-
-class Deaf(warpgroup.Ring):
-    def wait(self, step):
-        pass
-
-if "planted" in sys.argv:
-    rings = iter([Deaf, warpgroup.Ring])
-    module.Ring = type("Rings", (), {"__new__": lambda cls, *a: next(rings)(*a), "barriers": warpgroup.Ring.barriers})
-
-x = jnp.ones((1, 256, 1, 64), jnp.bfloat16)  # more tiles of keys than stages: products themselves are not watched for races
-bounds = jnp.zeros((1, 128), jnp.int32), jnp.full((1, 128), 256, jnp.int32)
-blocks = Blocks(64, 64, 2)
-params = plgpu.InterpretGPUParams(detect_races=True)
-options = {"scale": 1.0, "softcap": 0.0, "tiling": Tiling(blocks, blocks, blocks), "statistics": False}
-out, lse = module.forward(x[:, :128], x, x, *bounds, **options, interpret=params)
-jax.block_until_ready(out)
-from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
-print("raced" if gpu_callbacks.get_races().races_found else "no race")
-"""
-
-
-@pytest.mark.parametrize("planted", [False, True])
-def test_a_missing_wait_for_keys_is_reported(planted):
-    command = [sys.executable, "-c", PLANTED, *(["planted"] if planted else [])]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    clean = result.returncode == 0 and "no race" in result.stdout
-    assert clean is not planted, result.stdout + result.stderr[-3000:]

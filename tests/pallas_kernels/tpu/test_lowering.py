@@ -23,7 +23,7 @@ def cases():
     for row in tuning.rows("tpu"):
         for dtype, softcap in (("bfloat16", 0.0), ("float32", 30.0)):
             width, length = row.width or 512, row.length or 16384
-            if tuning.tiles("tpu", "TPU v5e", dtype, width, length) is row.tiles:
+            if tuning.tiles("tpu", "TPU v5e", dtype, width, length) == row.tiles:
                 yield width, length - 37, dtype, softcap
 
 
