@@ -10,11 +10,15 @@ GPU the kernels are measured beside cuDNN and PyTorch instead (`bench_attention_
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -56,16 +60,18 @@ def measure(shape: tuple[int, int, int, int], rounds: int) -> list[dict[str, Any
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="docs/bench/attention.json", help="where the JSON goes")
+    gpu = jax.default_backend() == "gpu"
+    default = f"docs/bench/attention{'-gpu' if gpu else ''}.json"
+    parser.add_argument("--out", default=default, help="where the JSON goes")
     parser.add_argument("--rounds", type=int, default=15, help="rounds through all computations")
     args = parser.parse_args()
-    if jax.default_backend() == "gpu":
+    out = Path(args.out)
+    if not out.parent.is_dir() or args.rounds < 1:
+        parser.error(f"expected --out in a folder that there is, and --rounds of 1 or more, found {out} and {args.rounds}")
+    if gpu:
         import bench_attention_gpu
 
-        result = bench_attention_gpu.measure()
-        print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}", *bench_attention_gpu.table(result), sep="\n")
-        body = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, **result}
-        Path(args.out).write_text(json.dumps(body, indent=1) + "\n")
+        bench_attention_gpu.measure(out)
         return
     rows = [row for shape in SHAPES for row in measure(shape, args.rounds)]
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, float32; ms, and times as fast as the plain form\n")
@@ -74,8 +80,14 @@ def main() -> None:
         peer = next(other for other in rows if other["shape"] == row["shape"])
         figures = [f"{1e3 * row[kind]:.1f} ({peer[kind] / row[kind]:.2f} x)" for kind in ("forward", "both")]
         print(f"{row['shape']!s:<28}{row['name']:<30}{figures[0]:>16}{figures[1]:>16}")
-    body = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "rounds": args.rounds, "rows": rows}
-    Path(args.out).write_text(json.dumps(body, indent=1) + "\n")
+    body = {
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "rounds": args.rounds,
+        "rows": rows,
+    }
+    out.write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ backward. A figure is the median of the repetitions; each repetition is a few ca
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,15 +23,16 @@ import jax.numpy as jnp
 
 import pallas_kernels as kernels
 
-# name, batch, length, query heads, key/value heads, width. The first five: 16k tokens, d_model 2048, as the papers have it.
+# Name, batch, length, query heads, key/value heads, width: 16k tokens, 2048 wide, as papers have it; first those with goals.
 SHAPES = (
-    ("D128 8k", 2, 8192, 16, 16, 128),
     ("D128 16k", 1, 16384, 16, 16, 128),
-    ("D64 8k", 2, 8192, 32, 32, 64),
     ("D64 16k, 16 heads", 1, 16384, 16, 16, 64),
+    ("D128 8k", 2, 8192, 16, 16, 128),
     ("D128 4k, 32 heads of 8", 4, 4096, 32, 8, 128),
+    ("D64 8k", 2, 8192, 32, 32, 64),
 )
-PEERS = ("jaxlm", "jaxlm, statistics", "cudnn", "xla")  # and torch, in a process of its own
+PEERS = ("jaxlm", "jaxlm, statistics", "cudnn")  # and torch, in a process of its own, and xla at the last shape
+WAYS = ("forward", "backward", "both")
 Row = dict[str, Any]
 
 
@@ -55,16 +58,19 @@ def computation(peer: str, batch: int, length: int) -> Callable[..., jax.Array]:
 
 
 def of_jax(peer: str, shape: tuple, dtype: str) -> Row:
-    """Seconds forward, and forward and backward; an error is a result."""
+    """Seconds forward, backward from what is kept, and of both; an error is a result."""
     _, B, T, N, K, H = shape
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, d_out = (jax.random.normal(key, (B, T, n, H), dtype) for key, n in zip(keys, (N, K, K, N), strict=True))
     function = computation(peer, B, T)
     try:
         forward = jax.jit(function)
+        kept = jax.jit(lambda q, k, v: jax.vjp(function, q, k, v)[1])(q, k, v)
+        backward = jax.jit(lambda pull, d_out: pull(d_out))
         both = jax.jit(lambda q, k, v, d_out: jax.vjp(function, q, k, v)[1](d_out))
         return {
             "forward": median_seconds(lambda: forward(q, k, v)),
+            "backward": median_seconds(lambda: backward(kept, d_out)),
             "both": median_seconds(lambda: both(q, k, v, d_out)),
         }
     except Exception as error:
@@ -141,36 +147,68 @@ def decoding(copy_bytes: float) -> Row:
     return {"seconds": seconds, "bytes": read, "share_of_copy": read / seconds / copy_bytes}
 
 
-def measure() -> Row:
-    """All of it, in bfloat16."""
-    known = rates()
-    of_shapes = [{peer: of_jax(peer, shape, "bfloat16") for peer in PEERS} for shape in SHAPES]
-    for found, row in zip(of_shapes, of_torch(SHAPES), strict=True):
-        found["torch"] = row
-    rows = []
-    for (name, B, T, N, K, H), found in zip(SHAPES, of_shapes, strict=True):
-        flops = {"forward": 2.0 * B * N * T * T * H}
-        flops["both"] = 3.5 * flops["forward"]
-        rows.append({"shape": name, "sizes": [B, T, N, K, H], "flops": flops, "peers": found})
-    return {**known, "rows": rows, "decode": decoding(known["copy_bytes"])}
+def versions() -> dict[str, str]:
+    """Of what is compared, as far as this interpreter has it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "date": datetime.date.today().isoformat()}
+    for name in ("jax-cuda13-plugin", "nvidia-cudnn-cu13", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
 
 
-def table(result: Row) -> list[str]:
-    """Lines to print: TFLOP/s, and times as fast as cuDNN."""
-    peak = result["matmul_flops"]
-    lines = [f"bfloat16, causal; product of 8192: {peak / 1e12:.0f} TFLOP/s, copy: {result['copy_bytes'] / 1e12:.2f} TB/s", ""]
-    lines.append(f"{'shape':<24}{'':<18}{'forward':>26}{'forward and backward':>26}")
-    for row in result["rows"]:
-        for peer, found in row["peers"].items():
-            if "error" in found:
-                lines.append(f"{row['shape']:<24}{peer:<18}  {found['error'][:80]}")
-                continue
-            cells = []
-            for way in ("forward", "both"):
-                rate, other = row["flops"][way] / found[way], row["peers"]["cudnn"].get(way)
-                ratio = f"{other / found[way]:.2f} x" if other else ""
-                cells.append(f"{1e3 * found[way]:.2f} ms {rate / 1e12:.0f} ({rate / peak:.0%}) {ratio}")
-            lines.append(f"{row['shape']:<24}{peer:<18}{cells[0]:>26}{cells[1]:>26}")
-    decode = result["decode"]
+def measure(out: Path) -> None:
+    """All of it, in bfloat16: a line is printed and the JSON is written after every figure, so that none is lost."""
+    result: Row = {**versions(), "rows": []}
+
+    def keep(*lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+    try:
+        result |= rates()
+    except Exception as error:
+        result |= {"matmul_flops": float("nan"), "copy_bytes": float("nan"), "error": f"{type(error).__name__}: {error}"[:300]}
+    keep(
+        f"jax {jax.__version__}, {result['device']}, bfloat16, causal",
+        f"product of 8192: {result['matmul_flops'] / 1e12:.0f} TFLOP/s, copy: {result['copy_bytes'] / 1e12:.2f} TB/s",
+        "ms, TFLOP/s, share of the product's, times as fast as cuDNN",
+    )
+    result["decode"] = decode = decoding(result["copy_bytes"])
     said = decode.get("error") or f"{1e6 * decode['seconds']:.0f} us, {decode['share_of_copy']:.0%} of the copy rate"
-    return [*lines, "", f"decode, 8 sequences of 32k, 64 heads on 8: {said}"]
+    keep(f"decode, 8 sequences of 32k, 64 heads on 8: {said}", "")
+    for index, shape in enumerate(SHAPES):
+        name, B, T, N, K, H = shape
+        forward = 2.0 * B * N * T * T * H
+        peers: Row = {}
+        flops = {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
+        result["rows"].append({"shape": name, "sizes": [B, T, N, K, H], "flops": flops, "peers": peers})
+        print(f"{name:<19}" + "".join(f"{way:>20}" for way in WAYS), flush=True)
+        for peer in ("cudnn", *(peer for peer in PEERS if peer != "cudnn"), *(("xla",) if index == len(SHAPES) - 1 else ())):
+            peers[peer] = of_jax(peer, shape, "bfloat16")
+            keep(line(result, peers, peer, flops))
+    of_shapes = of_torch(SHAPES)
+    for row, found in zip(result["rows"], of_shapes, strict=True):
+        row["peers"]["torch"] = found
+        keep(f"{row['shape']:<19}", line(result, row["peers"], "torch", row["flops"]))
+
+
+def line(result: Row, peers: Row, peer: str, flops: dict[str, float]) -> str:
+    """A line of the table."""
+    if "error" in peers[peer]:
+        return f"  {peer:<17}{peers[peer]['error'][:60]}"
+    cells = []
+    for way in WAYS:
+        seconds, other = peers[peer].get(way), peers.get("cudnn", {}).get(way)
+        if seconds is None:
+            cells.append("")
+            continue
+        rate = flops[way] / seconds
+        cells.append(
+            f"{1e3 * seconds:.2f} {rate / 1e12:.0f} {rate / result['matmul_flops']:.0%}"
+            + (f" {other / seconds:.2f}x" if other else "")
+        )
+    return f"  {peer:<17}" + "".join(f"{cell:>20}" for cell in cells)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import sys
 import time
@@ -61,10 +62,11 @@ def computation(table: str, way: str, tiles: Tiles, operands: tuple) -> Callable
             jax.jit(functools.partial(forward, tiling=tiling, statistics=False, **options)), q, k, v, *ranges
         )
     from pallas_kernels.hopper import dkv, dq
+    from pallas_kernels.hopper.warpgroup import LOG2E
 
     kernel: Any = dq.gradient_of_queries if way == "dq" else dkv.gradients_of_keys_and_values
     one = functools.partial(kernel, keys=k.shape[1], blocks=getattr(tiling, way), **options)
-    return functools.partial(jax.jit(one), q, k, v, ranges, (lse, delta), d_out)
+    return functools.partial(jax.jit(one), q, k, v, ranges, (lse * LOG2E, delta), d_out)
 
 
 def seconds_of(call: Callable[[], Any]) -> float | None:
@@ -87,12 +89,12 @@ def operands_of(width: int, length: int) -> tuple:
 
 
 def fastest(
-    candidates: list[list[int]], time_of: Callable[[list[int]], float | None]
+    candidates: list[list[int]], time_of: Callable[[list[int]], float | None], deadline: float
 ) -> tuple[list[int] | None, dict[str, float]]:
-    """The candidate with the least seconds, and milliseconds of each that runs."""
+    """The candidate with the least seconds, and milliseconds of each that runs; none is begun after the deadline."""
     found: dict[str, float] = {}
     for candidate in candidates:
-        seconds = time_of(candidate)
+        seconds = time_of(candidate) if time.monotonic() < deadline else None
         if seconds is not None:
             found[" x ".join(map(str, candidate))] = round(1e3 * seconds, 4)
     if not found:
@@ -107,15 +109,12 @@ def row(table: str, width: int, length: int, deadline: float) -> dict[str, Any]:
     tiles: Tiles = dict(tuning.tiles(table, on.kind, "bfloat16", width, length))
     operands, told = operands_of(width, length), {}
     for way, candidates in (HOPPER if table == "hopper" else TPU).items():
-        if time.monotonic() > deadline:
-            told[way] = {}
-            continue
         before = tiles[way]
 
         def time_of(candidate: list[int], way: str = way) -> float | None:
             return seconds_of(computation(table, way, {**tiles, way: candidate}, operands))
 
-        best, told[way] = fastest([before, *(x for x in candidates if x != before)], time_of)
+        best, told[way] = fastest([before, *(x for x in candidates if x != before)], time_of, deadline)
         tiles[way] = best or before
     source = f"measured {datetime.date.today()}, jax {jax.__version__}, causal, 16k tokens, ms: {json.dumps(told)}"
     return tuning.Row(on.kind, "bfloat16", width, length, tiles, source)._asdict()
@@ -140,11 +139,13 @@ def main() -> int:
         return 2
     deadline = time.monotonic() + args.seconds
     table = "tpu" if on.platform == "tpu" else "hopper"
-    made = [row(table, width, length, deadline) for width in args.widths for length in sorted(args.lengths)]
-    lines = ",\n".join("  " + json.dumps(one) for one in made)
-    print(f"for pallas_kernels/tuning/{table}.json:\n[\n{lines}\n]")
-    if args.out:
-        Path(args.out).write_text(f"[\n{lines}\n]\n")
+    print(f"for pallas_kernels/tuning/{table}.json:")
+    made = []
+    for width, length in itertools.product(args.widths, sorted(args.lengths)):
+        made.append("  " + json.dumps(row(table, width, length, deadline)))
+        print(made[-1], flush=True)
+        if args.out:
+            Path(args.out).write_text("[\n" + ",\n".join(made) + "\n]\n")
     return 0
 
 
