@@ -43,6 +43,8 @@ class KeyRanges(NamedTuple):
 
 
 def _windowed(start: jax.Array, last: jax.Array, window: int) -> jax.Array:
+    if window < 0:
+        raise ValueError(f"window: expected a number of keys, or 0 for no bound, found {window}")
     return jnp.maximum(start, last - window + 1) if window else start
 
 

@@ -58,7 +58,9 @@ def attention_used(cfg: ModelConfig, policy: Policy, *, on: Target | None = None
     try:
         return attention_path(cfg.attention, policy.compute, cfg.head_width, on=on)
     except ValueError as error:
-        raise InputError(f"--model.attention {cfg.attention}: {error}") from None
+        words = f"--model.attention {cfg.attention}: {error}"
+        dtype = "; --train.precision says the dtype" if "bfloat16" in words else ""
+        raise InputError(f"{words}{dtype}") from None
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, cfg: ModelConfig, rules: AxisRules) -> Attended:

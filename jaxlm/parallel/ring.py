@@ -11,6 +11,7 @@ Axes: B batch, T query of this shard, S key of this shard, N query head, K key/v
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +65,17 @@ def _round(
         found = attention(q, k, v, _local(start, end, axis, passed, k.shape[1]), softcap=softcap, kernel=kernel)
         return found._replace(out_BTNH=found.out_BTNH.astype(jnp.float32))
 
-    def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
-        (k, v), found = _pass_on(carry[0], axis), carry[1]
-        return ((k, v), _merged(found, part(k, v, passed))), None
+    def step(carry: tuple, passed: jax.Array | int) -> tuple[tuple, None]:
+        held, found = carry
+        return (_pass_on(held, axis), _merged(found, part(held[0], held[1], passed))), None
 
-    passes = jnp.arange(1, jax.lax.axis_size(axis))
-    (_, found), _ = jax.lax.scan(step, ((k, v), part(k, v, 0)), passes)
-    return found
+    # What is passed on is what is held: it travels while that is attended to. The last is not passed on.
+    devices = jax.lax.axis_size(axis)
+    carry: Any = (_pass_on((k, v), axis) if devices > 1 else (), part(k, v, 0))
+    if devices > 2:
+        carry, _ = jax.lax.scan(step, carry, jnp.arange(1, devices - 1))
+    held, found = carry
+    return _merged(found, part(held[0], held[1], devices - 1)) if held else found
 
 
 def _merged(a: Attended, b: Attended) -> Attended:
@@ -100,15 +105,25 @@ def _backward(axis: str, softcap: float, kernel: Kernel, residuals: tuple, cotan
         grads = attention_gradients(q, k, v, ranges, out, lse, d_out, jnp.zeros_like(lse), **options)
         return tuple(grad.astype(jnp.float32) for grad in grads)
 
-    def step(carry: tuple, passed: jax.Array) -> tuple[tuple, None]:
-        (k, v, d_k, d_v), d_q = _pass_on(carry[0], axis), carry[1]
-        more_q, more_k, more_v = part(k, v, passed)
-        return ((k, v, d_k + more_k, d_v + more_v), d_q + more_q), None
+    def add(held: tuple, sums: tuple, passed: jax.Array | int) -> tuple:
+        """Gradients so far, those of keys and values having come along to where these are held."""
+        d_q, *d_kv = sums
+        d_k, d_v = _pass_on(tuple(d_kv), axis)  # while the part is computed
+        more_q, more_k, more_v = part(held[0], held[1], passed)
+        return d_q + more_q, d_k + more_k, d_v + more_v
 
-    d_q, d_k, d_v = part(k, v, 0)
-    passes = jnp.arange(1, jax.lax.axis_size(axis))
-    ((_, _, d_k, d_v), d_q), _ = jax.lax.scan(step, ((k, v, d_k, d_v), d_q), passes)
-    d_k, d_v = _pass_on((d_k, d_v), axis)  # home
+    def step(carry: tuple, passed: jax.Array | int) -> tuple[tuple, None]:
+        held, sums = carry
+        return (_pass_on(held, axis), add(held, sums, passed)), None
+
+    devices = jax.lax.axis_size(axis)
+    carry: Any = (_pass_on((k, v), axis) if devices > 1 else (), part(k, v, 0))
+    if devices > 2:
+        carry, _ = jax.lax.scan(step, carry, jnp.arange(1, devices - 1))
+    held, sums = carry
+    d_q, d_k, d_v = add(held, sums, devices - 1) if held else sums
+    if held:
+        d_k, d_v = _pass_on((d_k, d_v), axis)  # home
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 

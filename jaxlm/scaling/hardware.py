@@ -86,6 +86,6 @@ HARDWARE: dict[str, Hardware] = {
 
 def hardware_of(kind: str) -> Hardware:
     """A kind of device by name. Raises InputError with the names there are."""
-    if kind not in HARDWARE:
+    if kind.lower() not in HARDWARE:
         raise InputError(f"--kind: expected one of {', '.join(HARDWARE)}, found {kind!r}")
-    return HARDWARE[kind]
+    return HARDWARE[kind.lower()]

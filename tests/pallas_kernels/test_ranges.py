@@ -136,3 +136,8 @@ def test_tiles_of_causal_order_are_the_triangle(window):
     back = query_tiles(causal(1, 16, window=window), 16, queries_per_tile=4, keys_per_tile=2)
     assert np.asarray(back.first)[0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert np.asarray(back.last)[0].tolist() == ([2, 2, 3, 3, 4, 4, 4, 4] if window else [4] * 8)
+
+
+def test_a_window_of_fewer_than_no_keys_is_refused():
+    with pytest.raises(ValueError, match="0 for no bound, found -1"):
+        causal(1, 4, window=-1)

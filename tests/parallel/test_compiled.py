@@ -135,7 +135,8 @@ def test_over_context_keys_and_values_go_round_and_nothing_else_is_added():
     found = travelling("context")
     kv = (ROWS // 2, MODEL.context_length // 4, 2, 8)
     permutes = {key: counter for key, counter in found.items() if key[1] == "collective-permute"}
-    assert sum(sum(c.values()) for c in permutes.values()) == 2 + 4 + 2  # k, v; with gradients; the gradients' way home
+    # k and v before the loop of the ring and in it; backward the same, with gradients in it, after it, and on their way home.
+    assert sum(sum(c.values()) for c in permutes.values()) == (2 + 2) + (2 + 4 + 2 + 2)
     assert all(set(unordered(c)) == {tuple(sorted(kv))} for c in permutes.values())
     assert {key[1] for key in found} == {"collective-permute", "all-reduce"}
 
