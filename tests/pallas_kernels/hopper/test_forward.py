@@ -10,9 +10,10 @@ import pytest
 if jax.__version_info__ < (0, 11):
     pytest.skip("the interpreter of Mosaic GPU kernels needs jax 0.11", allow_module_level=True)
 
-from pallas_kernels import attention_float64
-from pallas_kernels.hopper import Blocks, tiling_for
+from pallas_kernels import attention_float64, causal
+from pallas_kernels.hopper import Blocks, tiling_for, warpgroup
 from pallas_kernels.hopper.forward import forward
+from pallas_kernels.ranges import key_tiles
 
 B, T, S, N, K = 1, 203, 270, 2, 1  # two blocks of queries, the last not full; five tiles of keys
 SMALL = Blocks(64, 64, 2)
@@ -90,3 +91,12 @@ def test_every_width_is_that_of_float64(H, dtype, softcap, statistics, kernel, i
         found = kernel(H, dtype, softcap, statistics)(*x[:3], *ranges)
         assert len(found) == (4 if statistics else 2)
         check(found, x, ranges, softcap, plain, as_near_as)
+
+
+def test_a_block_walks_from_the_first_tile_that_one_of_its_warpgroups_meets_to_the_last():
+    ranges = causal(1, 512, window=100)
+    plan = np.asarray(warpgroup.walks(key_tiles(ranges, 512, queries_per_tile=64, keys_per_tile=64), 2))
+    for block, rows in enumerate(plan[0]):
+        first, end = 128 * block, 128 * block + 128
+        assert set(rows[:, 0]) == {max(first - 99, 0) // 64}
+        assert set(rows[:, 5]) == {-(-end // 64)}
