@@ -34,8 +34,8 @@ def attention(
 
     Query head n reads key/value head n // (N / K). softcap: c * tanh(scores / c) before the mask; 0 is off. kernel: see
     `pallas_kernels.dispatch.chosen`. statistics: False leaves peak and mean out, as None, which saves Hopper's kernel two
-    operations for every score. Keys and values before the first or after the last that a query of the row sees are not read
-    into a result, whatever they hold; nor are queries that see nothing.
+    operations for every score. Keys and values that no query of the row sees are not read into a result, whatever they
+    hold; nor are queries that see nothing.
     Differentiable once. Raises ValueError for shapes and dtypes that do not fit, for a softcap that is no number from 0 on, and
     where a kernel is asked for that there is none of. Source: Vaswani et al. 2017, section 3.2.1; grouped queries: Ainslie et
     al. 2023.
@@ -82,7 +82,7 @@ def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, so
     if softcap:
         raise ValueError(f"attention: expected no softcap, which cuDNN has not, found {softcap}; take auto or reference")
     _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla", True)
-    mask_BTS, seen_BS = ranges.mask(k.shape[1]), ranges.hull(k.shape[1])
+    mask_BTS, seen_BS = ranges.mask(k.shape[1]), ranges.seen(k.shape[1])
     some_BT = jnp.any(mask_BTS, axis=-1)
     q, k, v = _kept(q, some_BT), _kept(k, seen_BS), _kept(v, seen_BS)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask_BTS[:, None], implementation="cudnn")
@@ -219,12 +219,12 @@ def _on_hopper(
 def _only_what_is_seen(
     way: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, rest: tuple
 ) -> tuple[jax.Array, jax.Array, jax.Array, tuple]:
-    """Zeros in what a kernel multiplies by the weight 0, as 0 * NaN is NaN: values outside of what the queries of a row see on
-    the way forward; backward keys outside of it, and queries that see nothing, with their gradients.
+    """Zeros in what a kernel multiplies by the weight 0, as 0 * NaN is NaN: values that no query of a row sees on
+    the way forward; backward such keys, and queries that see nothing, with their gradients.
 
     Scores and their gradients of what is not seen are replaced in the kernels, so that the rest may hold anything.
     """
-    seen_BS, some_BT = ranges.hull(k.shape[1]), ranges.start_BT < ranges.end_BT
+    seen_BS, some_BT = ranges.seen(k.shape[1]), ranges.start_BT < ranges.end_BT
     if way == "forward":
         return q, k, _kept(v, seen_BS), rest
     *rows, d_out = rest

@@ -33,13 +33,14 @@ class KeyRanges(NamedTuple):
         """The same over the keys that there are, 0 .. keys: a range that holds none of them is empty."""
         return KeyRanges(*(jnp.clip(bound.astype(jnp.int32), 0, keys) for bound in self))
 
-    def hull(self, keys: int) -> jax.Array:
-        """[B, S]: whether a key lies between the first and the last that any query of its row sees, of ranges `within` them."""
-        some = self.start_BT < self.end_BT
-        first = jnp.min(jnp.where(some, self.start_BT, keys), axis=1, keepdims=True)
-        end = jnp.max(jnp.where(some, self.end_BT, 0), axis=1, keepdims=True)
-        s = jnp.arange(keys, dtype=jnp.int32)[None, :]
-        return (s >= first) & (s < end)
+    def seen(self, keys: int) -> jax.Array:
+        """[B, S]: whether any query of the row sees the key, of ranges `within` them; by counting."""
+        start, end = self
+        some = (start < end).astype(jnp.int32)
+        rows = jnp.arange(start.shape[0], dtype=jnp.int32)[:, None]
+        change = jnp.zeros((start.shape[0], keys + 1), jnp.int32) + 0 * start[:, :1]  # varies over a mesh as they do
+        change = change.at[rows, start].add(some).at[rows, end].add(-some)
+        return jnp.cumsum(change, axis=1)[:, :keys] > 0
 
 
 def _windowed(start: jax.Array, last: jax.Array, window: int) -> jax.Array:

@@ -109,7 +109,7 @@ def _ranges_cut(start_T: jax.Array, end_T: jax.Array, size: int) -> tuple[jax.Ar
 
 def _seen_by_some(x_KSH: jax.Array, start_T: jax.Array, end_T: jax.Array) -> jax.Array:
     """Zeros for the keys that no query sees: their weight is 0, and 0 * NaN is NaN."""
-    seen_S = KeyRanges(start_T[None], end_T[None]).hull(x_KSH.shape[1])[0]
+    seen_S = KeyRanges(start_T[None], end_T[None]).seen(x_KSH.shape[1])[0]
     return jnp.where(seen_S[None, :, None], x_KSH, jnp.zeros_like(x_KSH))
 
 

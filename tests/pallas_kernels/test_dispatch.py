@@ -195,13 +195,18 @@ def test_what_no_query_sees_and_a_query_that_sees_nothing_leak_into_no_result(re
     ranges = causal(2, 40, 50)._replace(start_BT=jnp.full((2, 40), 2, jnp.int32))  # two keys before, six after
     # One that is reversed, and two that lie beside the keys: they see nothing, and stretch nothing.
     ends = ranges.end_BT.at[:, 5].set(0).at[:, 6].set(-3).at[:, 7].set(99)
-    ranges = ranges._replace(start_BT=ranges.start_BT.at[:, 6].set(-9).at[:, 7].set(60), end_BT=ends)
+    starts = ranges.start_BT.at[:, 6].set(-9).at[:, 7].set(60)
+    # A gap: queries up to 20 see keys before 22, the rest from 26 on.
+    early = jnp.arange(40)[None, :] <= 20
+    ranges = ranges._replace(
+        start_BT=jnp.where(early, starts, jnp.maximum(starts, 26)), end_BT=jnp.where(early, jnp.minimum(ends, 22), ends)
+    )
     if path == "tpu":
         request.getfixturevalue("on_a_tpu")
     if path == "rows at once":
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, cpu, default: default(*xs))
     expected = both(ranges, q, k, v, d_out, d_lse, "auto")
-    bad = [x.at[:, 50:].set(poison).at[:, :2].set(poison) for x in (k, v)]
+    bad = [x.at[:, 50:].set(poison).at[:, :2].set(poison).at[:, 22:26].set(poison) for x in (k, v)]
     found = both(ranges, q.at[:, 5:8].set(poison), *bad, d_out.at[:, 5:8].set(poison), d_lse.at[:, 5:8].set(poison), "auto")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 

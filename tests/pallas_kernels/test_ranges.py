@@ -84,10 +84,18 @@ def test_one_compiled_program_serves_every_mask():
     assert len(traces) == 1
 
 
-def test_a_range_beside_the_keys_is_empty_within_them_and_stretches_no_hull():
+def test_a_range_beside_the_keys_is_empty_within_them_and_sees_none():
     ranges = KeyRanges(jnp.asarray([[-9, 2, 60, 5]]), jnp.asarray([[-3, 4, 99, 4]])).within(8)
     assert [np.asarray(bound)[0].tolist() for bound in ranges] == [[0, 2, 8, 5], [0, 4, 8, 4]]
-    assert np.flatnonzero(np.asarray(ranges.hull(8))[0]).tolist() == [2, 3]
+    assert np.flatnonzero(np.asarray(ranges.seen(8))[0]).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_key_is_seen_where_any_query_sees_it(seed):
+    rng = np.random.default_rng(seed)
+    start = rng.integers(-3, 33, (3, 6))
+    ranges = KeyRanges(*(jnp.asarray(x, jnp.int32) for x in (start, start + rng.integers(-4, 9, (3, 6))))).within(30)
+    np.testing.assert_array_equal(ranges.seen(30), np.asarray(ranges.mask(30)).any(1))
 
 
 def random_ranges(seed, queries, keys):
