@@ -72,11 +72,12 @@ def test_a_check_that_does_not_hold_fails_and_what_is_found_is_written_after_eac
     assert "the card is gone" in table
 
 
-def test_bounds_are_of_every_row(script):
+def test_what_is_above_its_bound_or_does_not_hold_fails(script):
     gpu_all = script("gpu_all")
-    result = {"float32": {"forward": 1e-7}, "bfloat16": {"forward": 0.3}}
-    assert gpu_all.within(result, forward=1e-2)["status"] == 1
-    assert gpu_all.within(result, forward=0.5)["status"] == 0
+    result = {"float32": 1e-7, "bfloat16": 0.3}
+    assert gpu_all.within(result, float32=1e-5)["status"] == 0
+    assert gpu_all.within(result, float32=1e-5, bfloat16=1e-2)["status"] == 1
+    assert gpu_all.within({"float32": float("nan")}, float32=1e-5)["status"] == 1
     assert gpu_all.held({"resumed": True, "made twice": False}, "resumed")["status"] == 0
     assert gpu_all.held({"resumed": True, "made twice": False}, "resumed", "made twice")["status"] == 1
 
