@@ -6,7 +6,7 @@ Axes: B batch, T query, S key, N query head, K key/value head, H head width.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,16 @@ from pallas_kernels.ranges import KeyRanges
 from pallas_kernels.reference import Attended
 
 PAGE = 128  # keys that the kernel for one query reads at a time, where a cache is whole pages
+
+
+class _How(NamedTuple):
+    """What is known when attention is traced. by: as `chosen` says. only: whether there is to be nothing else on another device
+    that the program is compiled for. statistics: whether peak and mean are wanted."""
+
+    by: str
+    only: bool
+    softcap: float
+    statistics: bool
 
 
 def attention(
@@ -41,11 +51,12 @@ def attention(
     al. 2023.
     """
     _checked(q_BTNH, k_BSKH, v_BSKH, ranges, softcap)
-    by, ranges = _chosen(kernel, q_BTNH), ranges.within(k_BSKH.shape[1])
-    if by == "cudnn":
+    how = _How(chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3]), kernel == "pallas", softcap, statistics)
+    ranges = ranges.within(k_BSKH.shape[1])
+    if how.by == "cudnn":
         found = _by_cudnn(q_BTNH, k_BSKH, v_BSKH, ranges, softcap=softcap)
         return found if statistics else found._replace(peak_BTN=None, mean_BTN=None)
-    out, lse, *rest = _attention(q_BTNH, k_BSKH, v_BSKH, ranges.start_BT, ranges.end_BT, softcap, by, statistics)
+    out, lse, *rest = _attention(how, q_BTNH, k_BSKH, v_BSKH, *ranges)
     return Attended(out, lse, *jax.lax.stop_gradient(rest or (None, None)))
 
 
@@ -71,17 +82,11 @@ def _checked(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, softca
         raise ValueError(f"attention: expected a softcap that is known when traced, 0 (off) or more, found {softcap}")
 
 
-def _chosen(kernel: Kernel, q: jax.Array) -> str:
-    """As `chosen` says; one that is asked for by its name is there for its device only."""
-    by = chosen(kernel, q.dtype, q.shape[3])
-    return f"{by} only" if kernel == "pallas" else by
-
-
 def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, softcap: float) -> Attended:
     """Output and its gradients by cuDNN. The rest is XLA's, made where it is read: cuDNN rounds the log-sum-exp to 16 bits."""
     if softcap:
         raise ValueError(f"attention: expected no softcap, which cuDNN has not, found {softcap}; take auto or reference")
-    _, lse, peak, mean = _attention(q, k, v, ranges.start_BT, ranges.end_BT, softcap, "xla", True)
+    _, lse, peak, mean = _attention(_How("xla", False, softcap, True), q, k, v, *ranges)
     mask_BTS, seen_BS = ranges.mask(k.shape[1]), ranges.seen(k.shape[1])
     some_BT = jnp.any(mask_BTS, axis=-1)
     q, k, v = _kept(q, some_BT), _kept(k, seen_BS), _kept(v, seen_BS)
@@ -90,19 +95,17 @@ def _by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *, so
     return Attended(out, lse, *jax.lax.stop_gradient((peak, mean)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str, statistics: bool
-) -> tuple[jax.Array, ...]:
-    return _forward(q, k, v, start, end, softcap, by, statistics)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(how: _How, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, ...]:
+    return _forward(how, q, k, v, start, end)[0]
 
 
 def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array, softcap: float, by: str, statistics: bool
+    how: _How, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, end: jax.Array
 ) -> tuple[tuple[jax.Array, ...], tuple]:
     # Tied to the queries, the masks are made where they are read: else a scan over layers makes and keeps them all beforehand.
     q, start, end = jax.lax.optimization_barrier((q, start, end))
-    results = _on("forward", by, q, k, v, KeyRanges(start, end), softcap=softcap, results=4 if statistics else 2)
+    results = _on("forward", how, q, k, v, KeyRanges(start, end), results=4 if how.statistics else 2)
     return results, (q, k, v, start, end, *results[:2])
 
 
@@ -125,45 +128,42 @@ def attention_gradients(
     for cuDNN, which has none of parts.
     """
     _checked(q_BTNH, k_BSKH, v_BSKH, ranges, softcap)
-    by = _chosen(kernel, q_BTNH)
-    if by == "cudnn":
+    how = _How(chosen(kernel, q_BTNH.dtype, q_BTNH.shape[3]), kernel == "pallas", softcap, False)
+    if how.by == "cudnn":
         raise ValueError("attention: cuDNN has no gradients of parts; take auto or reference")
     ranges = ranges.within(k_BSKH.shape[1])
-    return _backward(softcap, by, False, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
+    return _backward(how, (q_BTNH, k_BSKH, v_BSKH, *ranges, out_BTNH, lse_BTN), (d_out_BTNH, d_lse_BTN))[:3]
 
 
-def _backward(softcap: float, by: str, statistics: bool, residuals: tuple, cotangents: tuple) -> tuple:
+def _backward(how: _How, residuals: tuple, cotangents: tuple) -> tuple:
     q, k, v, start, end, out, lse = residuals
     d_out, d_lse = cotangents[:2]
     # d softmax: every weight gains against the mean gain of its row, which is out . d_out; lse adds its own softmax.
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     delta = jnp.where((start < end)[:, :, None], delta, 0.0)  # of what sees nothing they may be anything
-    grads = _on("backward", by, q, k, v, KeyRanges(start, end), lse, delta, d_out, softcap=softcap, results=3)
+    grads = _on("backward", how, q, k, v, KeyRanges(start, end), lse, delta, d_out, results=3)
     return *grads, None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _on(
-    way: str, by: str, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, softcap: float, results: int
-) -> Any:
+def _on(way: str, how: _How, q: jax.Array, k: jax.Array, v: jax.Array, ranges: KeyRanges, *rest: Any, results: int) -> Any:
     """The first `results` of `forward` or `backward` by the computation that was chosen.
 
     A program that is compiled for another device than it was traced for has XLA's there, unless the kernel is asked for.
     """
-    by, *only = by.split()
-    options = {"scale": q.shape[-1] ** -0.5, "softcap": softcap}
+    options = {"scale": q.shape[-1] ** -0.5, "softcap": how.softcap}
 
     def plain(*operands: Any) -> tuple:
         return getattr(xla, way)(*operands, **options)[:results]
 
     def special(*operands: Any) -> tuple:
-        return (_on_tpu if by == "tpu" else _on_hopper)(way, *operands, results=results, **options)[:results]
+        return (_on_tpu if how.by == "tpu" else _on_hopper)(way, *operands, results=results, **options)[:results]
 
-    if by == "xla":
+    if how.by == "xla":
         return plain(q, k, v, ranges, *rest)
-    branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": None if only else plain}
+    branches: dict[str, Any] = {"tpu" if how.by == "tpu" else "cuda": special, "default": None if how.only else plain}
     return jax.lax.platform_dependent(q, k, v, ranges, *rest, **branches)
 
 

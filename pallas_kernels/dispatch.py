@@ -88,8 +88,13 @@ def chosen(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Targe
         return "xla"
     on = target() if on is None else on
     why = unfit_for_cudnn(on, dtype, width) if kernel == "cudnn" else unfit(on, dtype, width)
+    return _decided("attention", kernel, on, why)
+
+
+def _decided(what: str, kernel: Kernel, on: Target, why: str) -> str:
+    """The name of what is taken on a device, where `why` says why a kernel cannot be, or nothing."""
     if why and kernel != "auto":
-        raise ValueError(f"attention: expected operands and a device for {kernel}, but {why}; take auto or reference")
+        raise ValueError(f"{what}: expected operands and a device for {kernel}, but {why}; take auto or reference")
     if kernel == "cudnn":
         return "cudnn"
     return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
@@ -102,10 +107,7 @@ def chosen_for_head(kernel: Kernel, dtype: jax.typing.DTypeLike, d_model: int, *
     if kernel == "reference":
         return "xla"
     on = target() if on is None else on
-    why = unfit_for_head(on, dtype, d_model)
-    if why and kernel == "pallas":
-        raise ValueError(f"linear_cross_entropy: expected operands and a device for pallas, but {why}; take auto or reference")
-    return "xla" if why else {"gpu": "hopper", "tpu": "tpu"}[on.platform]
+    return _decided("linear_cross_entropy", kernel, on, unfit_for_head(on, dtype, d_model))
 
 
 def attention_path(kernel: Kernel, dtype: jax.typing.DTypeLike, width: int, *, on: Target | None = None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ from pallas_kernels.dispatch import Kernel, chosen_for_head
 from pallas_kernels.reference import MASKED, matmul_precision
 
 BLOCK = 1024  # positions whose logits XLA holds at a time
+
+
+class _How(NamedTuple):
+    """What is known when it is traced. by: as `chosen_for_head` says. only: whether there is to be nothing else on another
+    device that the program is compiled for."""
+
+    by: str
+    only: bool
+    vocab: int
+    softcap: float
 
 
 def linear_cross_entropy(
@@ -50,69 +60,63 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: expected a vocabulary of 1 to {V} ids, found {vocab}")
     if isinstance(softcap, jax.core.Tracer) or not 0.0 <= softcap < float("inf"):
         raise ValueError(f"linear_cross_entropy: expected a softcap that is known when traced, 0 or more, found {softcap}")
-    by = chosen_for_head(kernel, x_TD.dtype, D)
-    lse_T, label_T = _parts(x_TD, head_VD, labels_T.astype(jnp.int32), vocab, softcap, by)
+    how = _How(chosen_for_head(kernel, x_TD.dtype, D), kernel == "pallas", vocab, softcap)
+    lse_T, label_T = _parts(how, x_TD, head_VD, labels_T.astype(jnp.int32))
     known_T = (labels_T >= 0) & (labels_T < vocab)
     return jnp.where(known_T, lse_T - label_T, jnp.nan), lse_T
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _parts(
-    x_TD: jax.Array, head_VD: jax.Array, labels_T: jax.Array, vocab: int, softcap: float, by: str
-) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _parts(how: _How, x_TD: jax.Array, head_VD: jax.Array, labels_T: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-sum-exp of each position, and the logit of its label."""
-    of_label_TD = head_VD[jnp.clip(labels_T, 0, vocab - 1)].astype(jnp.float32)
-    label_T = _capped(jnp.sum(x_TD.astype(jnp.float32) * of_label_TD, axis=1), softcap)
-    return _logsumexp(x_TD, head_VD, vocab, softcap, by), label_T
+    of_label_TD = head_VD[jnp.clip(labels_T, 0, how.vocab - 1)].astype(jnp.float32)
+    label_T = _capped(jnp.sum(x_TD.astype(jnp.float32) * of_label_TD, axis=1), how.softcap)
+    return _logsumexp(how, x_TD, head_VD), label_T
 
 
-def _forward(
-    x_TD: jax.Array, head_VD: jax.Array, labels_T: jax.Array, vocab: int, softcap: float, by: str
-) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    results = _parts(x_TD, head_VD, labels_T, vocab, softcap, by)
+def _forward(how: _How, x_TD: jax.Array, head_VD: jax.Array, labels_T: jax.Array) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    results = _parts(how, x_TD, head_VD, labels_T)
     return results, (x_TD, head_VD, labels_T, results[0])
 
 
-def _backward(vocab: int, softcap: float, by: str, residuals: tuple, cotangents: tuple) -> tuple:
+def _backward(how: _How, residuals: tuple, cotangents: tuple) -> tuple:
     x_TD, head_VD, labels_T, lse_T = residuals
     d_lse_T, d_label_T = cotangents
-    d_x, d_head = _gradients(x_TD, head_VD, labels_T, lse_T, d_lse_T, d_label_T, vocab, softcap, by)
+    d_x, d_head = _gradients(how, x_TD, head_VD, labels_T, lse_T, d_lse_T, d_label_T)
     return d_x.astype(x_TD.dtype), d_head.astype(head_VD.dtype), None
 
 
 _parts.defvjp(_forward, _backward)
 
 
-def _logsumexp(x_TD: jax.Array, head_VD: jax.Array, vocab: int, softcap: float, by: str) -> jax.Array:
+def _logsumexp(how: _How, x_TD: jax.Array, head_VD: jax.Array) -> jax.Array:
     def plain(x_TD: jax.Array, head_VD: jax.Array) -> jax.Array:
         def of_block(x_QD: jax.Array) -> jax.Array:
-            return jax.nn.logsumexp(_logits(x_QD, head_VD, vocab, softcap), axis=1)
+            return jax.nn.logsumexp(_logits(how, x_QD, head_VD), axis=1)
 
         return jax.lax.map(of_block, _cut(x_TD)).reshape(-1)[: len(x_TD)]
 
     def special(x_TD: jax.Array, head_VD: jax.Array) -> jax.Array:
-        if by == "tpu":
+        if how.by == "tpu":
             from pallas_kernels.tpu.linear_cross_entropy import logsumexp
         else:
             from pallas_kernels.hopper.logsumexp import logsumexp
-        return logsumexp(x_TD, head_VD, vocab, softcap=softcap)
+        return logsumexp(x_TD, head_VD, how.vocab, softcap=how.softcap)
 
-    if by == "xla":
+    if how.by == "xla":
         return plain(x_TD, head_VD)
-    branches: dict[str, Any] = {"tpu" if by == "tpu" else "cuda": special, "default": plain}
+    branches: dict[str, Any] = {"tpu" if how.by == "tpu" else "cuda": special, "default": None if how.only else plain}
     return jax.lax.platform_dependent(x_TD, head_VD, **branches)
 
 
 def _gradients(
+    how: _How,
     x_TD: jax.Array,
     head_VD: jax.Array,
     labels_T: jax.Array,
     lse_T: jax.Array,
     d_lse_T: jax.Array,
     d_label_T: jax.Array,
-    vocab: int,
-    softcap: float,
-    by: str,
 ) -> tuple[jax.Array, jax.Array]:
     """By x and head, float32."""
 
@@ -121,13 +125,13 @@ def _gradients(
 
         def add(d_head_VD: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             x_QD, labels_Q, lse_Q, d_lse_Q, d_label_Q = block
-            logits_QV = _logits(x_QD, head_VD, vocab, softcap)
+            logits_QV = _logits(how, x_QD, head_VD)
             ids = jnp.arange(logits_QV.shape[1], dtype=jnp.int32)
             d_QV = jnp.exp(logits_QV - lse_Q[:, None]) * d_lse_Q[:, None]
             d_QV += jnp.where(ids[None, :] == labels_Q[:, None], d_label_Q[:, None], 0.0)
-            if softcap:
-                d_QV *= 1.0 - jnp.square(logits_QV / softcap)
-            d_QV = jnp.where(ids[None, :] < vocab, d_QV, 0.0).astype(x_QD.dtype)
+            if how.softcap:
+                d_QV *= 1.0 - jnp.square(logits_QV / how.softcap)
+            d_QV = jnp.where(ids[None, :] < how.vocab, d_QV, 0.0).astype(x_QD.dtype)
             return d_head_VD + product("QV,QD->VD", d_QV, x_QD), product("QV,VD->QD", d_QV, head_VD)
 
         blocks = tuple(_cut(x) for x in (x_TD, *of_positions))
@@ -137,10 +141,12 @@ def _gradients(
     def special(x_TD: jax.Array, head_VD: jax.Array, labels_T: jax.Array, *rest: jax.Array) -> tuple[jax.Array, jax.Array]:
         from pallas_kernels.tpu.linear_cross_entropy import gradients
 
-        return gradients(x_TD, head_VD, labels_T, vocab, *rest, softcap=softcap)
+        return gradients(x_TD, head_VD, labels_T, how.vocab, *rest, softcap=how.softcap)
 
     given = x_TD, head_VD, labels_T, lse_T, d_lse_T, d_label_T
-    return jax.lax.platform_dependent(*given, tpu=special, default=plain) if by == "tpu" else plain(*given)
+    if how.by != "tpu":
+        return plain(*given)
+    return jax.lax.platform_dependent(*given, tpu=special, default=None if how.only else plain)
 
 
 def _cut(x: jax.Array) -> jax.Array:
@@ -150,10 +156,10 @@ def _cut(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, blocks * size - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(blocks, size, *x.shape[1:])
 
 
-def _logits(x_QD: jax.Array, head_VD: jax.Array, vocab: int, softcap: float) -> jax.Array:
+def _logits(how: _How, x_QD: jax.Array, head_VD: jax.Array) -> jax.Array:
     precision = matmul_precision(x_QD, head_VD)
     logits_QV = jnp.einsum("QD,VD->QV", x_QD, head_VD, precision=precision, preferred_element_type=jnp.float32)
-    return jnp.where(jnp.arange(len(head_VD))[None, :] < vocab, _capped(logits_QV, softcap), MASKED)
+    return jnp.where(jnp.arange(len(head_VD))[None, :] < how.vocab, _capped(logits_QV, how.softcap), MASKED)
 
 
 def _capped(logits: jax.Array, softcap: float) -> jax.Array:

@@ -133,13 +133,11 @@ def summed(products: Callable[..., None], *sums: jax.Array, staged: list[Any]) -
     return list(pl.run_state(lambda refs: products(*refs))(tuple(plgpu.ACC.init(x) for x in sums)))
 
 
-def product(left: Any, right: Any, shape: tuple[int, int]) -> jax.Array:
-    """left @ right.T, both in shared memory with their columns in parts: [parts, rows, columns]."""
-    return products((left, right), shape=shape)[0]
-
-
 def products(*pairs: tuple[Any, Any], shape: tuple[int, int]) -> list[jax.Array]:
-    """The same of each pair; all are begun before the first is waited for."""
+    """left @ right.T of each pair, both in shared memory with their columns in parts, [parts, rows, columns].
+
+    All are begun before the first is waited for.
+    """
 
     def multiply(*refs: Any) -> list[jax.Array]:
         for ref, (left, right) in zip(refs, pairs, strict=True):
@@ -150,7 +148,7 @@ def products(*pairs: tuple[Any, Any], shape: tuple[int, int]) -> list[jax.Array]
 
 
 def add_product(ref: Any, left: Any, right: Any) -> None:
-    """The same, added to an accumulator."""
+    """One of them, added to an accumulator."""
     for part in range(left.shape[0]):
         plgpu.wgmma(ref, left.at[part], right.at[part].transpose((1, 0)))
 

@@ -174,3 +174,17 @@ def test_it_lowers(on, platform, names):
         text = gradient.trace(x, head, jax.ShapeDtypeStruct((4001,), jnp.int32)).lower(lowering_platforms=(platform,)).as_text()
     for name in names:
         assert name in text
+
+
+def test_a_kernel_that_is_asked_for_is_compiled_for_its_device_only():
+    x, head, labels, *_ = given(0, jnp.bfloat16)
+    for kernel, refused in (("pallas", True), ("auto", False)):
+        with made_for(V5E):
+            gradient = jax.grad(lambda x, kernel=kernel: linear_cross_entropy(x, head, labels, kernel=kernel)[0].sum())
+            traced = jax.jit(gradient).trace(x)
+        assert "head_dx" in traced.lower(lowering_platforms=("tpu",)).as_text()
+        if refused:
+            with pytest.raises(Exception, match="platform"):
+                traced.lower(lowering_platforms=("cpu",))
+        else:
+            traced.lower(lowering_platforms=("cpu",))

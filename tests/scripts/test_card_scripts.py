@@ -82,6 +82,16 @@ def test_what_is_above_its_bound_or_does_not_hold_fails(script):
     assert gpu_all.held({"resumed": True, "made twice": False}, "resumed", "made twice")["status"] == 1
 
 
+def test_what_is_nan_is_not_near(script):
+    check, gpu_all, nan = script("check_kernels.py"), script("gpu_all"), float("nan")
+    row = {"error / unfused": [0.7, 9.0, 1.1, 2.5, 1.0], "largest": [0.1, 1e-5, 0.1, 0.1, 0.1]}
+    assert check.near(row, 20.0)
+    assert not check.near(row, 0.0)
+    assert not check.near({**row, "error / unfused": [0.7, 1.0, 1.1, nan, 1.0]}, 20.0)
+    assert not check.near({**row, "largest": [0.1, nan, 0.1, 0.1, 0.1]}, 20.0)
+    assert gpu_all.within({"float32": gpu_all.largest([1e-7, nan])}, float32=1e-5)["status"] == 1
+
+
 def test_the_fastest_candidate_is_taken_of_those_that_run_before_the_deadline(script):
     tune = script("tune_attention.py")
     seconds = {(64, 64): 3.0, (64, 128): 1.0, (128, 128): None, (128, 64): 2.0}
